@@ -1,0 +1,10 @@
+//! worker-orcd: one process, one GGUF model, one GPU.
+
+pub mod commands;
+pub mod config;
+pub mod device;
+pub mod engine;
+pub mod gguf;
+pub mod model;
+pub mod server;
+pub mod text;
