@@ -1,0 +1,173 @@
+//! What the engine is asked and what it answers: token ids only, never text.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+/// How the next token is chosen. Values are already validated; see MODELS' order of operations in `sampler`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 = greedy, else 0 < t <= 2.
+    pub temperature: f32,
+    /// 0 = off.
+    pub top_k: u32,
+    /// 1 = off.
+    pub top_p: f32,
+    /// 0 = off.
+    pub min_p: f32,
+    /// 1 = off; acts on prompt and generated ids.
+    pub repetition_penalty: f32,
+    /// 0 = off; per occurrence among generated ids.
+    pub frequency_penalty: f32,
+    /// 0 = off; once per distinct generated id.
+    pub presence_penalty: f32,
+    /// Added to the logits of these ids.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Philox key; always known, so that it can be reported.
+    pub seed: u64,
+    /// Report the chosen token's log-probability and this many alternatives; `None` = no report.
+    pub logprobs: Option<usize>,
+}
+
+impl Sampling {
+    /// Arg-max without penalties.
+    pub const fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: vec![],
+            seed: 0,
+            logprobs: None,
+        }
+    }
+}
+
+/// A validated request: it cannot be wrong any more, only unlucky.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Name in logs.
+    pub id: String,
+    /// Prompt ids, not empty.
+    pub prompt: Vec<u32>,
+    /// Most tokens to generate, at least 1.
+    pub max_tokens: usize,
+    /// Ids that end the sequence; the stop token itself is not reported.
+    pub stop_ids: Vec<u32>,
+    /// How to choose.
+    pub sampling: Sampling,
+    /// When to give up.
+    pub deadline: Option<Instant>,
+}
+
+/// Log-probabilities of one position, from raw logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// The most probable ids with theirs, descending.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why a sequence ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop id was generated.
+    Stop,
+    /// `max_tokens` or the context's end was reached.
+    Length,
+}
+
+/// Times and counts of a finished sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Prompt tokens whose keys and values were already cached.
+    pub cached_tokens: usize,
+    /// Tokens generated, the stop token not counted.
+    pub generated_tokens: usize,
+    /// Submission to admission.
+    pub queue_time: Duration,
+    /// Admission to first token.
+    pub prefill_time: Duration,
+    /// First token to end.
+    pub decode_time: Duration,
+}
+
+/// What a running sequence tells its listener.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenEvent {
+    /// One generated token.
+    Token {
+        /// Its id.
+        id: u32,
+        /// Its index among the generated tokens, from 0.
+        index: usize,
+        /// Present when asked for.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// The last event of a sequence that ended well.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// What it cost.
+        usage: Usage,
+    },
+    /// The last event of a sequence that did not.
+    Failed {
+        /// Why.
+        error: EngineError,
+    },
+}
+
+/// Why a sequence failed, or was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// The waiting queue is full.
+    #[error("queue full: {waiting} requests are waiting")]
+    QueueFull {
+        /// Its length.
+        waiting: usize,
+    },
+    /// The worker is draining.
+    #[error("shutting down")]
+    ShuttingDown,
+    /// Prompt and `max_tokens` do not fit the context at all.
+    #[error("prompt of {prompt_tokens} tokens leaves no room in a context of {context}")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// The worker's context.
+        context: usize,
+    },
+    /// The cache has no block left for this sequence and none can be freed.
+    #[error("key/value cache exhausted")]
+    KvExhausted,
+    /// Cancelled by request, or its listener went away.
+    #[error("cancelled")]
+    Cancelled,
+    /// The deadline passed.
+    #[error("deadline exceeded")]
+    DeadlineExceeded,
+    /// The model produced NaN or infinite logits.
+    #[error("non-finite logits")]
+    NonFiniteLogits,
+    /// The device failed; the worker is unhealthy.
+    #[error("device: {reason}")]
+    Device {
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// The listener's end of a submitted job. Dropping it cancels the sequence.
+#[derive(Debug)]
+pub struct JobStream {
+    /// Events in order; the last is `Finished` or `Failed`. Bounded by the job's own length, so it is never full.
+    pub events: mpsc::Receiver<TokenEvent>,
+}
