@@ -7,6 +7,7 @@ pub mod kv;
 pub mod op;
 pub mod program;
 pub mod quant;
+pub mod rng;
 pub mod step;
 pub mod weight;
 
