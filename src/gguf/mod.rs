@@ -61,6 +61,7 @@ impl Gguf {
     pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self, GgufError> {
         let mut tensors = Vec::new();
         let first = Part::parse(PathBuf::from(name), Bytes::Memory(bytes.into()), 0, &mut tensors)?;
+        split::require_whole(&first)?;
         Self::assemble(first, Vec::new(), tensors)
     }
 

@@ -153,17 +153,10 @@ fn read_index(bytes: &[u8], cursor: &mut Cursor<'_>, count: u64) -> Result<Index
         let key = read_key(cursor).map_err(|rule| cursor.fault(Subject::KeyIndex(at), rule))?;
         let key_start = cursor.position() - key.len();
         let fault = |cursor: &Cursor<'_>, rule| cursor.fault(Subject::key(key), rule);
+        within_limit(cursor).map_err(|rule| fault(cursor, rule))?;
         let (kind, element, elements) = read_type(cursor).map_err(|rule| fault(cursor, rule))?;
         let value_start = read_value(cursor, kind, element, elements).map_err(|rule| fault(cursor, rule))?;
         let value_end = cursor.position();
-        if value_end as u64 > MAX_METADATA_BYTES {
-            let rule = Rule::AboveLimit {
-                field: "size of the metadata",
-                count: value_end as u64,
-                limit: MAX_METADATA_BYTES,
-            };
-            return Err(fault(cursor, rule));
-        }
         let key_length = key.len() as u16;
         let count = elements as u32;
         entries.push(Entry { key_start, value_start, value_end, count, key_length, kind, element });
@@ -223,6 +216,15 @@ fn read_type(cursor: &mut Cursor<'_>) -> Result<(ValueType, ValueType, u64), Rul
     Ok((kind, element, count))
 }
 
+/// Bounds the time a header may take: without it, one of many gigabytes would be read to its end.
+fn within_limit(cursor: &Cursor<'_>) -> Result<(), Rule> {
+    let count = cursor.position() as u64;
+    if count > MAX_METADATA_BYTES {
+        return Err(Rule::AboveLimit { field: "size of the metadata", count, limit: MAX_METADATA_BYTES });
+    }
+    Ok(())
+}
+
 /// Walks over a value and returns where its bytes start (for a string, its characters).
 fn read_value(
     cursor: &mut Cursor<'_>,
@@ -242,6 +244,7 @@ fn read_value(
         (ValueType::Array, None) => {
             let start = cursor.position();
             for index in 0..count {
+                within_limit(cursor)?;
                 let string = cursor.string("string length", MAX_ELEMENT_BYTES)?;
                 std::str::from_utf8(string).map_err(|_| Rule::ElementUtf8 { index })?;
             }

@@ -41,6 +41,14 @@ fn five_digits(text: &str) -> Option<u32> {
     (text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
 }
 
+/// Refuses a file that says it is one part of several.
+pub(super) fn require_whole(part: &Part) -> Result<(), GgufError> {
+    match part.integer::<u16>(COUNT_KEY, "u16")?.map(u32::from) {
+        None | Some(0 | 1) => Ok(()),
+        Some(count) => Err(part.invalid(Subject::key(COUNT_KEY), Rule::SplitName { count })),
+    }
+}
+
 /// Opens the parts that follow `first`, the file at `path`, and appends their tensors; none when the model is whole.
 pub(super) fn open_rest(
     path: &Path,
@@ -50,10 +58,7 @@ pub(super) fn open_rest(
     let name = path.file_name().and_then(|name| name.to_str()).and_then(PartName::parse);
     let key_count = first.integer::<u16>(COUNT_KEY, "u16")?.map(u32::from);
     let (prefix, count) = match (name, key_count) {
-        (None, None | Some(0 | 1)) => return Ok(Vec::new()),
-        (None, Some(count)) => {
-            return Err(first.invalid(Subject::key(COUNT_KEY), Rule::SplitName { count }));
-        }
+        (None, _) => return require_whole(first).map(|()| Vec::new()),
         (Some(PartName { prefix, number, count }), _) if number > 1 => {
             let first_name = split_file_name(prefix, 1, count);
             let rule = Rule::NotFirstPart { number, count, first: first_name };
