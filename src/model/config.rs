@@ -175,7 +175,13 @@ impl Keys<'_> {
             .ok_or_else(|| self.range_error(name, "nothing", format!("must be {low} to {high}")))
     }
 
-    fn float(&self, name: &str, default: f64, valid: impl Fn(f64) -> bool, rule: &str) -> Result<f64, ModelError> {
+    fn float(
+        &self,
+        name: &str,
+        default: f64,
+        valid: impl Fn(f64) -> bool,
+        rule: &str,
+    ) -> Result<f64, ModelError> {
         let value = self.gguf.get_f32(&self.key(name))?.map_or(default, f64::from);
         if value.is_finite() && valid(value) { Ok(value) } else { Err(self.range_error(name, value, rule)) }
     }
@@ -239,7 +245,9 @@ fn head_dim(keys: &Keys<'_>, hidden_size: usize, num_heads: usize) -> Result<usi
     let head_dim = match keys.optional("attention.key_length", 1, 512)? {
         Some(length) => length,
         None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
-        None => return Err(keys.range_error("attention.head_count", num_heads, "must divide embedding_length")),
+        None => {
+            return Err(keys.range_error("attention.head_count", num_heads, "must divide embedding_length"));
+        }
     };
     if !head_dim.is_multiple_of(2) || head_dim > 512 {
         return Err(keys.range_error("attention.key_length", head_dim, "must be even and at most 512"));
@@ -289,7 +297,9 @@ fn moe(keys: &Keys<'_>, architecture: Architecture) -> Result<Option<MoeConfig>,
     if architecture != Architecture::GptOss {
         return match keys.optional("expert_count", 0, 4096)? {
             None | Some(0) => Ok(None),
-            Some(count) => Err(keys.range_error("expert_count", count, "must be absent: only gpt-oss has experts")),
+            Some(count) => {
+                Err(keys.range_error("expert_count", count, "must be absent: only gpt-oss has experts"))
+            }
         };
     }
     let num_experts = keys.required("expert_count", 1, 4096)?;
@@ -331,7 +341,11 @@ fn sliding_pattern(keys: &Keys<'_>, num_layers: usize) -> Result<Vec<bool>, Mode
             if flags.len() == num_layers {
                 Ok(flags)
             } else {
-                Err(keys.range_error(name, format!("{} flags", flags.len()), format!("must be {num_layers} flags")))
+                Err(keys.range_error(
+                    name,
+                    format!("{} flags", flags.len()),
+                    format!("must be {num_layers} flags"),
+                ))
             }
         }
         Some(_) => {
@@ -342,7 +356,11 @@ fn sliding_pattern(keys: &Keys<'_>, num_layers: usize) -> Result<Vec<bool>, Mode
     }
 }
 
-fn rope(keys: &Keys<'_>, architecture: Architecture, head_dim: usize) -> Result<Option<RopeConfig>, ModelError> {
+fn rope(
+    keys: &Keys<'_>,
+    architecture: Architecture,
+    head_dim: usize,
+) -> Result<Option<RopeConfig>, ModelError> {
     let style = match architecture {
         Architecture::Gpt2 => return Ok(None),
         Architecture::Llama => RopeStyle::Interleaved,
@@ -360,8 +378,8 @@ fn rope(keys: &Keys<'_>, architecture: Architecture, head_dim: usize) -> Result<
 fn rope_scaling(keys: &Keys<'_>, architecture: Architecture) -> Result<RopeScaling, ModelError> {
     let at_least_one = |factor: f64| factor >= 1.0;
     let original = keys.optional("rope.scaling.original_context_length", 1, MAX_CONTEXT)?;
-    let long_factors =
-        ["rope_factors_long.weight", "rope_factors_short.weight"].map(|name| keys.gguf.tensor(name).is_some());
+    let long_factors = ["rope_factors_long.weight", "rope_factors_short.weight"]
+        .map(|name| keys.gguf.tensor(name).is_some());
     if architecture == Architecture::Phi3 && long_factors != [false, false] {
         if long_factors != [true, true] {
             let name = "rope_factors_long.weight and rope_factors_short.weight (both or neither)";

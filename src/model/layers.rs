@@ -1,8 +1,6 @@
 //! The shared recorders: one transformer, assembled from the parts an architecture declares.
 
-use worker_orcd_core::{
-    BackendError, KvLayer, Op, ProgramBuilder, RopeStyle, SwiGluKind, ValueId, WeightId,
-};
+use worker_orcd_core::{BackendError, KvLayer, Op, ProgramBuilder, RopeStyle, SwiGluKind, ValueId, WeightId};
 
 /// A norm with its weights.
 #[derive(Clone, Copy, Debug)]

@@ -83,7 +83,8 @@ impl Model {
         for &shape in shapes {
             let program = self.record(shape, StepHead::Logits)?;
             activations_bytes = activations_bytes.max(arena::plan(&program).bytes as u64);
-            let tables: usize = kv.groups.iter().map(|g| g.max_blocks_per_sequence * shape.sequences * 4).sum();
+            let tables: usize =
+                kv.groups.iter().map(|g| g.max_blocks_per_sequence * shape.sequences * 4).sum();
             let inputs = shape.tokens * (3 + kv.groups.len()) * 4 + shape.rows * 36 + tables;
             workspace_bytes = workspace_bytes.max(inputs as u64);
         }

@@ -285,7 +285,9 @@ impl Recorder for Model {
         let logits = self.transformer.record_logits(&mut builder)?;
         let output = match head {
             StepHead::Logits => logits,
-            StepHead::Sample { max_penalty_tokens } => builder.sample("sample", logits, max_penalty_tokens)?,
+            StepHead::Sample { max_penalty_tokens } => {
+                builder.sample("sample", logits, max_penalty_tokens)?
+            }
         };
         builder.output(output);
         Ok(builder.finish())

@@ -47,7 +47,12 @@ impl<'d, 'g> Parts<'d, 'g> {
     }
 
     /// A matrix and, if the file has one, its bias.
-    pub(super) fn projection(&mut self, name: &str, out: usize, cols: usize) -> Result<Projection, ModelError> {
+    pub(super) fn projection(
+        &mut self,
+        name: &str,
+        out: usize,
+        cols: usize,
+    ) -> Result<Projection, ModelError> {
         let weight = self.weights.matrix(&format!("{name}.weight"), out, cols)?;
         let bias = self.weights.optional_vector(&format!("{name}.bias"), out)?;
         Ok(Projection { weight, bias })
@@ -178,5 +183,8 @@ fn declare_rotary(
     }
     let frequencies = rope::frequencies(rope, divisors.as_deref(), parity);
     let table = rope::table(&frequencies, context);
-    Ok(Some(Rotary { table: weights.computed("rope_table", context, rope.rotary_dim, table), style: rope.style }))
+    Ok(Some(Rotary {
+        table: weights.computed("rope_table", context, rope.rotary_dim, table),
+        style: rope.style,
+    }))
 }

@@ -9,7 +9,7 @@ use super::config::{Parity, RopeConfig, RopeScaling};
 
 /// Frequencies after scaling, and the factor that multiplies cosines and sines.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Frequencies {
+pub(super) struct Frequencies {
     /// Radians per position, one per rotated pair.
     pub per_pair: Vec<f64>,
     /// 1 unless YaRN or long-rope says otherwise.
@@ -17,10 +17,11 @@ pub struct Frequencies {
 }
 
 /// Computes the frequencies. `divisors` (llama's `rope_freqs`, phi3's chosen long or short factors) divide them.
-pub fn frequencies(config: &RopeConfig, divisors: Option<&[f32]>, parity: Parity) -> Frequencies {
+pub(super) fn frequencies(config: &RopeConfig, divisors: Option<&[f32]>, parity: Parity) -> Frequencies {
     let pairs = config.rotary_dim / 2;
     let inverse = |pair: usize| config.theta.powf(-2.0 * pair as f64 / config.rotary_dim as f64);
-    let divisor = |pair: usize| divisors.and_then(|divisors| divisors.get(pair)).map_or(1.0, |d| f64::from(*d));
+    let divisor =
+        |pair: usize| divisors.and_then(|divisors| divisors.get(pair)).map_or(1.0, |d| f64::from(*d));
     let base: Vec<f64> = (0..pairs).map(|pair| inverse(pair) / divisor(pair)).collect();
     match config.scaling {
         RopeScaling::None => Frequencies { per_pair: base, attention_factor: 1.0 },
@@ -51,7 +52,9 @@ struct Ramp {
 impl Ramp {
     fn new(config: &RopeConfig, original_context: f64, (fast, slow): (f64, f64), parity: Parity) -> Self {
         let dim = config.rotary_dim as f64;
-        let pair_of = |rotations: f64| dim * (original_context / (rotations * 2.0 * PI)).ln() / (2.0 * config.theta.ln());
+        let pair_of = |rotations: f64| {
+            dim * (original_context / (rotations * 2.0 * PI)).ln() / (2.0 * config.theta.ln())
+        };
         let (mut low, mut high) = (pair_of(fast), pair_of(slow));
         if parity.yarn_truncate {
             (low, high) = (low.floor(), high.ceil());
@@ -67,7 +70,7 @@ impl Ramp {
 }
 
 /// `[positions, rotary_dim]`: per position `rotary_dim / 2` cosines, then as many sines.
-pub fn table(frequencies: &Frequencies, positions: usize) -> Vec<f32> {
+pub(super) fn table(frequencies: &Frequencies, positions: usize) -> Vec<f32> {
     let factor = frequencies.attention_factor;
     let mut table = Vec::with_capacity(positions * frequencies.per_pair.len() * 2);
     for position in 0..positions {

@@ -43,7 +43,7 @@ pub struct WeightEntry {
 
 /// Collects the weights an adapter asks for.
 #[derive(Debug)]
-pub struct Declarer<'g> {
+pub(super) struct Declarer<'g> {
     gguf: &'g Gguf,
     entries: Vec<WeightEntry>,
     used: HashSet<usize>,
@@ -53,24 +53,25 @@ type Declared = Result<WeightId, ModelError>;
 
 impl<'g> Declarer<'g> {
     /// An empty table over a file.
-    pub fn new(gguf: &'g Gguf) -> Self {
+    pub(super) fn new(gguf: &'g Gguf) -> Self {
         Self { gguf, entries: vec![], used: HashSet::new() }
     }
 
     /// The finished table, and the names of tensors nobody asked for.
-    pub fn finish(self) -> (Vec<WeightEntry>, Vec<String>) {
+    pub(super) fn finish(self) -> (Vec<WeightEntry>, Vec<String>) {
         let tensors = self.gguf.tensors().iter().enumerate();
-        let unused = tensors.filter(|(index, _)| !self.used.contains(index)).map(|(_, t)| t.name().to_owned());
+        let unused =
+            tensors.filter(|(index, _)| !self.used.contains(index)).map(|(_, t)| t.name().to_owned());
         (self.entries, unused.collect())
     }
 
     /// Whether the file has a tensor.
-    pub fn has(&self, name: &str) -> bool {
+    pub(super) fn has(&self, name: &str) -> bool {
         self.gguf.tensor(name).is_some()
     }
 
     /// The first of several names that the file has; the first of all when it has none, for the error.
-    pub fn first_of<'n>(&self, names: &[&'n str]) -> &'n str {
+    pub(super) fn first_of<'n>(&self, names: &[&'n str]) -> &'n str {
         names.iter().copied().find(|name| self.has(name)).unwrap_or(names.first().copied().unwrap_or(""))
     }
 
@@ -78,7 +79,7 @@ impl<'g> Declarer<'g> {
     ///
     /// # Errors
     /// The tensor is missing or has another shape.
-    pub fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Declared {
+    pub(super) fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Declared {
         self.matrix_rows(name, 0..rows, (rows, cols))
     }
 
@@ -86,7 +87,12 @@ impl<'g> Declarer<'g> {
     ///
     /// # Errors
     /// The tensor is missing or has another shape.
-    pub fn matrix_rows(&mut self, name: &str, rows: Range<usize>, (total, cols): (usize, usize)) -> Declared {
+    pub(super) fn matrix_rows(
+        &mut self,
+        name: &str,
+        rows: Range<usize>,
+        (total, cols): (usize, usize),
+    ) -> Declared {
         let (tensor, info) = self.tensor(name, [cols, total, 1])?;
         let row_bytes = info.row_bytes() as usize;
         let spec = WeightSpec::matrix(part_label(name, &rows, total), info.dtype, rows.len(), cols);
@@ -98,7 +104,7 @@ impl<'g> Declarer<'g> {
     ///
     /// # Errors
     /// The tensor is missing or has another shape.
-    pub fn expert_rows(
+    pub(super) fn expert_rows(
         &mut self,
         name: &str,
         experts: usize,
@@ -107,8 +113,7 @@ impl<'g> Declarer<'g> {
     ) -> Declared {
         let (tensor, info) = self.tensor(name, [cols, total, experts])?;
         let row_bytes = info.row_bytes() as usize;
-        let spec =
-            WeightSpec::experts(part_label(name, &rows, total), info.dtype, experts, rows.len(), cols);
+        let spec = WeightSpec::experts(part_label(name, &rows, total), info.dtype, experts, rows.len(), cols);
         let range = |first: usize| (first + rows.start) * row_bytes..(first + rows.end) * row_bytes;
         let ranges = if rows.len() == total {
             vec![0..experts * total * row_bytes]
@@ -122,7 +127,7 @@ impl<'g> Declarer<'g> {
     ///
     /// # Errors
     /// The tensor is missing, quantised, or has another shape.
-    pub fn vector(&mut self, name: &str, n: usize) -> Declared {
+    pub(super) fn vector(&mut self, name: &str, n: usize) -> Declared {
         self.vector_part(name, 0..n, n)
     }
 
@@ -130,7 +135,7 @@ impl<'g> Declarer<'g> {
     ///
     /// # Errors
     /// The tensor is missing, quantised, or has another shape.
-    pub fn vector_part(&mut self, name: &str, part: Range<usize>, total: usize) -> Declared {
+    pub(super) fn vector_part(&mut self, name: &str, part: Range<usize>, total: usize) -> Declared {
         let (tensor, info) = self.tensor(name, [total, 1, 1])?;
         widenable(info)?;
         let spec = WeightSpec::vector(part_label(name, &part, total), 1, part.len());
@@ -141,7 +146,7 @@ impl<'g> Declarer<'g> {
     ///
     /// # Errors
     /// The tensor is quantised or has another shape.
-    pub fn optional_vector(&mut self, name: &str, n: usize) -> Result<Option<WeightId>, ModelError> {
+    pub(super) fn optional_vector(&mut self, name: &str, n: usize) -> Result<Option<WeightId>, ModelError> {
         if self.has(name) { self.vector(name, n).map(Some) } else { Ok(None) }
     }
 
@@ -149,7 +154,7 @@ impl<'g> Declarer<'g> {
     ///
     /// # Errors
     /// The tensor is missing, quantised, or has another shape.
-    pub fn expert_vectors(&mut self, name: &str, experts: usize, n: usize) -> Declared {
+    pub(super) fn expert_vectors(&mut self, name: &str, experts: usize, n: usize) -> Declared {
         let (tensor, info) = self.tensor(name, [n, experts, 1])?;
         widenable(info)?;
         let spec = WeightSpec::vector(name, experts, n);
@@ -157,7 +162,7 @@ impl<'g> Declarer<'g> {
     }
 
     /// A table computed at load.
-    pub fn computed(&mut self, label: &str, rows: usize, cols: usize, values: Vec<f32>) -> WeightId {
+    pub(super) fn computed(&mut self, label: &str, rows: usize, cols: usize, values: Vec<f32>) -> WeightId {
         self.push(WeightSpec::vector(label, rows, cols), WeightSource::Computed(values))
     }
 
@@ -165,7 +170,7 @@ impl<'g> Declarer<'g> {
     ///
     /// # Errors
     /// The tensor is missing, quantised, or has another shape.
-    pub fn values(&mut self, name: &str, n: usize) -> Result<Vec<f32>, ModelError> {
+    pub(super) fn values(&mut self, name: &str, n: usize) -> Result<Vec<f32>, ModelError> {
         let (_, info) = self.tensor(name, [n, 1, 1])?;
         widenable(info)?;
         Ok(widen(info.dtype, self.gguf.tensor_bytes(info)))
@@ -221,7 +226,8 @@ impl WeightEntry {
         upload: impl FnOnce(&mut dyn Iterator<Item = &[u8]>) -> T,
     ) -> T {
         let chunk_bytes = chunk_bytes.max(1);
-        let tensor_bytes = |tensor: usize| gguf.tensors().get(tensor).map_or(&[][..], |t| gguf.tensor_bytes(t));
+        let tensor_bytes =
+            |tensor: usize| gguf.tensors().get(tensor).map_or(&[][..], |t| gguf.tensor_bytes(t));
         match &self.source {
             WeightSource::Stored { tensor, ranges } => {
                 let bytes = tensor_bytes(*tensor);
