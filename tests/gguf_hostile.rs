@@ -65,7 +65,10 @@ fn unusual_good_files_are_read() {
     for alignment in [8, 16, 64, 65_536] {
         let mut bytes = file(&[number("general.alignment", alignment)], &[tensor(b"w", &[4], F32, 0)], 0);
         bytes.resize(24 + 33 + 33 + 65_536 + 16, 0);
-        assert_eq!(open(bytes).unwrap().alignment(), alignment);
+        let aligned = open(bytes).unwrap();
+        assert_eq!(aligned.alignment(), alignment);
+        let header_end: u64 = 24 + 33 + 33;
+        assert_eq!(aligned.tensors()[0].offset(), header_end.next_multiple_of(u64::from(alignment)));
     }
     // A key of another length that only starts alike is no duplicate.
     open(file(&[number("a", 1), number("aa", 1), number("A", 1)], &[], 0)).unwrap();
@@ -164,7 +167,7 @@ fn interesting() -> impl Strategy<Value = u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16_384, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn mutated_files_are_refused_or_read(
