@@ -181,7 +181,7 @@ pub enum Rule {
     #[error("must be {expected}, found {found}")]
     WrongType { expected: &'static str, found: ValueKind },
     #[error("{value} does not fit {target}")]
-    DoesNotFit { value: i128, target: &'static str },
+    DoesNotFit { value: String, target: &'static str },
     #[error("must be finite")]
     NotFinite,
     #[error("is part {number} of {count}; open part 1, {first:?}")]

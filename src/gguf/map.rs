@@ -7,13 +7,14 @@
 use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 use std::time::SystemTime;
 
+#[cfg(unix)]
+use memmap2::Advice;
 use memmap2::Mmap;
 
-use super::cursor::Fault;
 use super::error::{GgufError, Place, Rule, Subject};
 
 /// Where the bytes live.
@@ -71,6 +72,19 @@ impl Bytes {
             Self::Memory(_) => Ok(true),
         }
     }
+
+    /// Hints that `range` will be read soon. A hint refused changes nothing.
+    pub(super) fn prefetch(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Self::Mapped { map, .. } = self
+            && range.end <= map.len()
+            && range.start < range.end
+        {
+            let _ = map.advise_range(Advice::WillNeed, range.start, range.end - range.start);
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
 }
 
 impl Deref for Bytes {
@@ -89,6 +103,6 @@ fn require_regular(path: &Path, metadata: &fs::Metadata) -> Result<(), GgufError
         return Ok(());
     }
     let found = if metadata.is_dir() { "a directory" } else { "a device, pipe or socket" };
-    let fault = Fault { place: Place::of(Subject::File), rule: Rule::NotRegular { found } };
-    Err(GgufError::Invalid { file: path.to_owned(), place: fault.place, rule: fault.rule })
+    let rule = Rule::NotRegular { found };
+    Err(GgufError::Invalid { file: path.to_owned(), place: Place::of(Subject::File), rule })
 }

@@ -17,6 +17,7 @@ mod value;
 mod write;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use error::{GgufError, Place, Rule, Subject};
@@ -66,18 +67,10 @@ impl Gguf {
     }
 
     fn assemble(first: Part, rest: Vec<Part>, tensors: Vec<TensorInfo>) -> Result<Self, GgufError> {
-        let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
-        let named = |at: u32| tensors.get(at as usize).map(TensorInfo::name);
-        by_name.sort_unstable_by(|&a, &b| named(a).cmp(&named(b)).then(a.cmp(&b)));
-        for pair in by_name.windows(2) {
-            if let &[one, other] = pair
-                && named(one) == named(other)
-                && let Some(double) = tensors.get(other as usize)
-            {
-                let part = rest.get(double.part().wrapping_sub(1)).unwrap_or(&first);
-                return Err(part.invalid(Subject::tensor(double.name()), Rule::DuplicateTensor));
-            }
-        }
+        let by_name = tensor::order_by_name(&tensors).map_err(|double| {
+            let part = rest.get(double.part().wrapping_sub(1)).unwrap_or(&first);
+            part.invalid(Subject::tensor(double.name()), Rule::DuplicateTensor)
+        })?;
         Ok(Self { first, rest, tensors, by_name })
     }
 
@@ -145,13 +138,21 @@ impl Gguf {
     /// The data of a tensor of this model: whole rows, [`TensorInfo::bytes`] long. (Empty for a tensor of another
     /// model that does not lie within this one.)
     pub fn tensor_bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        let range = || {
-            let part = self.parts().nth(tensor.part())?;
-            let start = usize::try_from(tensor.offset).ok()?;
-            let end = start.checked_add(usize::try_from(tensor.bytes).ok()?)?;
-            part.bytes.get(start..end)
-        };
-        range().unwrap_or_default()
+        self.place_of(tensor).and_then(|(part, range)| part.bytes.get(range)).unwrap_or_default()
+    }
+
+    /// Hints that the data of `tensor` will be read soon, so that the system starts reading it now.
+    pub fn prefetch(&self, tensor: &TensorInfo) {
+        if let Some((part, range)) = self.place_of(tensor) {
+            part.bytes.prefetch(range);
+        }
+    }
+
+    fn place_of(&self, tensor: &TensorInfo) -> Option<(&Part, Range<usize>)> {
+        let part = self.parts().nth(tensor.part())?;
+        let start = usize::try_from(tensor.offset).ok()?;
+        let end = start.checked_add(usize::try_from(tensor.bytes).ok()?)?;
+        Some((part, start..end))
     }
 
     /// All metadata, in file order.
@@ -269,7 +270,7 @@ impl Gguf {
         if let Some(value) = array.and_then(|array| {
             array.iter().filter_map(|value| value.as_integer()).find(|&value| i32::try_from(value).is_err())
         }) {
-            return Err(self.key_error(key, Rule::DoesNotFit { value, target: "i32" }));
+            return Err(self.key_error(key, Rule::DoesNotFit { value: value.to_string(), target: "i32" }));
         }
         let to_i32 = |value: Value<'_>| value.as_integer().and_then(|value| i32::try_from(value).ok());
         Ok(array.map(|array| array.iter().map(move |value| to_i32(value).unwrap_or_default())))

@@ -16,7 +16,7 @@ pub(super) const DEFAULT_ALIGNMENT: u32 = 32;
 /// The key that names another.
 pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 /// Longest key, in bytes.
-pub(super) const MAX_KEY_BYTES: u64 = u16::MAX as u64;
+const MAX_KEY_BYTES: u64 = u16::MAX as u64;
 
 const HEADER_BYTES: usize = 24;
 /// Key length, one byte of key, value type, one byte of value.
@@ -93,8 +93,22 @@ pub(super) struct Header {
     pub(super) index: Index,
 }
 
-/// Parses the header in `bytes`, the whole of part `part`, and appends its tensors to `tensors`.
+/// Parses the header in `bytes`, the whole of part `part`, appends its tensors to `tensors` and places their data.
 pub(super) fn parse(bytes: &[u8], part: u32, tensors: &mut Vec<TensorInfo>) -> Result<Header, Fault> {
+    let first = tensors.len();
+    let (header, end) = read_header(bytes, part, tensors)?;
+    if let Some(added @ [_, ..]) = tensors.get_mut(first..) {
+        place_data(bytes, end as u64, u64::from(header.alignment), added)?;
+    }
+    Ok(header)
+}
+
+/// Parses a header and returns where it ends. The tensors' offsets are as the file has them, their data unchecked.
+pub(super) fn read_header(
+    bytes: &[u8],
+    part: u32,
+    tensors: &mut Vec<TensorInfo>,
+) -> Result<(Header, usize), Fault> {
     let header = |rule| Fault { place: Place { subject: Subject::Header, offset: Some(0) }, rule };
     let mut cursor = Cursor::start(bytes);
     // The magic first: a file that is something else altogether should hear that, however short.
@@ -110,21 +124,18 @@ pub(super) fn parse(bytes: &[u8], part: u32, tensors: &mut Vec<TensorInfo>) -> R
     let (version, tensor_count, entry_count) = fixed_fields(&mut cursor)?;
     let index = read_index(bytes, &mut cursor, entry_count)?;
     let alignment = alignment(bytes, &index)?;
-    let first = tensors.len();
     tensors.reserve_exact(tensor_count as usize);
     for at in 0..tensor_count {
         tensors.push(read_tensor(&mut cursor, at, part)?);
     }
-    if let Some(added @ [_, ..]) = tensors.get_mut(first..) {
-        place_data(bytes, cursor.position() as u64, u64::from(alignment), added)?;
-    }
-    Ok(Header { version, alignment, index })
+    Ok((Header { version, alignment, index }, cursor.position()))
 }
 
 /// Version, number of tensors, number of metadata entries.
 fn fixed_fields(cursor: &mut Cursor<'_>) -> Result<(u32, u64, u64), Fault> {
     let version = cursor.u32().map_err(|rule| cursor.fault(Subject::Header, rule))?;
-    if version & 0xffff == 0 && version != 0 {
+    // Big-endian files have no flag; their 3 reads as 3 << 24.
+    if version != 0 && version as u16 == 0 {
         return Err(cursor.fault(Subject::Header, Rule::BigEndian));
     }
     if !(2..=3).contains(&version) {
@@ -181,7 +192,7 @@ fn read_key<'a>(cursor: &mut Cursor<'a>) -> Result<&'a str, Rule> {
 }
 
 /// Checks the bytes of a key.
-pub(super) fn checked_key(bytes: &[u8]) -> Result<&str, Rule> {
+fn checked_key(bytes: &[u8]) -> Result<&str, Rule> {
     if bytes.is_empty() {
         return Err(Rule::Empty { field: "key" });
     }

@@ -113,6 +113,22 @@ pub(super) fn checked_name(bytes: &[u8]) -> Result<&str, Rule> {
     if name.chars().any(char::is_control) { Err(Rule::NameCharacter) } else { Ok(name) }
 }
 
+/// Indices of the tensors in the order of their names; the later of two of one name is the error.
+pub(super) fn order_by_name(tensors: &[TensorInfo]) -> Result<Vec<u32>, &TensorInfo> {
+    let named = |at: u32| tensors.get(at as usize).map(TensorInfo::name);
+    let mut order: Vec<u32> = (0..tensors.len() as u32).collect();
+    order.sort_unstable_by(|&a, &b| named(a).cmp(&named(b)).then(a.cmp(&b)));
+    for pair in order.windows(2) {
+        if let &[one, other] = pair
+            && named(one) == named(other)
+            && let Some(double) = tensors.get(other as usize)
+        {
+            return Err(double);
+        }
+    }
+    Ok(order)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -189,7 +189,7 @@ impl<'a> Value<'a> {
     /// [`Rule::WrongType`] when it is no integer, [`Rule::DoesNotFit`] when `T`, called `target`, cannot hold it.
     pub(super) fn to_integer<T: TryFrom<i128>>(self, target: &'static str) -> Result<T, Rule> {
         let value = self.as_integer().ok_or_else(|| self.wrong_type("an integer"))?;
-        T::try_from(value).map_err(|_| Rule::DoesNotFit { value, target })
+        T::try_from(value).map_err(|_| Rule::DoesNotFit { value: value.to_string(), target })
     }
 
     /// A finite float of either width as f32.
