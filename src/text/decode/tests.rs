@@ -1,0 +1,1 @@
+//! Streaming decode against decoding all at once.

@@ -1,0 +1,1 @@
+//! Metadata that breaks a rule is refused with the rule's name.
