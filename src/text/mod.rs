@@ -15,6 +15,7 @@ mod error;
 mod gguf_bpe;
 mod hf_file;
 mod hf_json;
+mod load;
 mod merge;
 mod sentence_bpe;
 mod special;
@@ -26,6 +27,7 @@ mod vocab;
 pub use decode::{DecodeOptions, IncrementalDecoder};
 pub use error::TokenizerError;
 pub use gguf_bpe::VocabSource;
+pub use load::{LoadTokenizerError, vocab_source};
 pub use vocab::TokenKind;
 
 use byte_bpe::ByteBpe;
