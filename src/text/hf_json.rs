@@ -64,8 +64,7 @@ impl Tokenizer {
         let pipeline = Pipeline::recognise(&normalizer, &pre_tokenizer, file.ignore_merges)?;
         let form = pipeline.form();
         let vocab = build_vocab(&file, &added_tokens, form)?;
-        let merges =
-            merge_table(&vocab, file.merges.iter().map(|pair| (pair.0.as_str(), pair.1.as_str())))?;
+        let merges = merge_table(&vocab, file.merges.iter().map(|pair| (pair.0.as_str(), pair.1.as_str())))?;
         let model = match pipeline {
             Pipeline::Bytes(rules) => Model::Bytes(ByteBpe::build(&vocab, rules, merges)?),
             Pipeline::Sentence { .. } if !file.byte_fallback => {

@@ -116,7 +116,11 @@ fn held_text_is_bounded_by_the_stop_strings() {
 fn cut(text: &str, stops: &[String]) -> String {
     let ends = (0..=text.len()).filter(|&end| text.is_char_boundary(end));
     for end in ends {
-        let longest = stops.iter().filter(|s| !s.is_empty() && text[..end].ends_with(s.as_str())).map(String::len).max();
+        let longest = stops
+            .iter()
+            .filter(|s| !s.is_empty() && text[..end].ends_with(s.as_str()))
+            .map(String::len)
+            .max();
         if let Some(len) = longest {
             return text[..end - len].to_owned();
         }
