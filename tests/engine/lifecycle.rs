@@ -53,6 +53,14 @@ fn jobs_that_cannot_run_are_refused() {
     for broken in [job("b", &[], 1), job("c", &[1], 0), job("d", &[97], 1)] {
         assert!(matches!(engine.submit(broken).unwrap_err(), EngineError::InvalidJob { .. }));
     }
+    for sampling in [
+        Sampling { top_p: 0.0, ..Sampling::greedy() },
+        Sampling { repetition_penalty: 0.0, ..Sampling::greedy() },
+        Sampling { temperature: f32::NAN, ..Sampling::greedy() },
+    ] {
+        let broken = Job { sampling, ..job("e", &[1], 1) };
+        assert!(matches!(engine.submit(broken).unwrap_err(), EngineError::InvalidJob { .. }));
+    }
     assert_eq!(engine.stats().submitted, 0);
     let (backend, _) = FakeBackend::for_model(&model());
     let refused = Engine::start(backend, &model(), EngineConfig { max_batch: 0, ..config() });
@@ -97,8 +105,8 @@ fn cancelling_frees_everything_whatever_the_job_is_doing() {
     assert_eq!(listen(waiting).end, Err(EngineError::Cancelled));
     assert_eq!(listen(second).end, Ok(FinishReason::Length));
     assert_eq!(engine.stats().cancelled, 2);
+    controls.step_delay_us.store(5000, Ordering::Relaxed);
     let mut decoding = engine.submit(job("decoding", &prompt(2, 0), 120)).unwrap();
-    controls.step_delay_us.store(1000, Ordering::Relaxed);
     assert!(matches!(next_event(&mut decoding), Some(TokenEvent::Token { .. })));
     engine.cancel("decoding");
     let heard = loop {
@@ -114,7 +122,7 @@ fn cancelling_frees_everything_whatever_the_job_is_doing() {
 #[test]
 fn a_dropped_listener_cancels() {
     let (engine, controls) = start(config());
-    controls.step_delay_us.store(500, Ordering::Relaxed);
+    controls.step_delay_us.store(3000, Ordering::Relaxed);
     let mut stream = engine.submit(job("a", &prompt(9, 0), 110)).unwrap();
     next_event(&mut stream);
     drop(stream);

@@ -3,6 +3,7 @@
 mod fake;
 mod lifecycle;
 mod metamorphic;
+mod reference;
 
 use std::time::{Duration, Instant};
 
