@@ -24,7 +24,8 @@ impl Fields {
         if !is_json(headers) {
             return Err(refused("content-type: expected application/json".into()));
         }
-        let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let declared =
+            headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let too_large = || ApiError {
             status: Some(StatusCode::PAYLOAD_TOO_LARGE),
             ..refused(format!("body: expected at most {limit_bytes} bytes"))
@@ -122,7 +123,9 @@ impl Fields {
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
     let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
@@ -139,7 +142,8 @@ mod tests {
 
     #[test]
     fn numbers_outside_their_bounds_name_the_field() {
-        let mut fields = fields(json!({"a": 2.0, "b": 2.001, "c": "1", "d": -1, "e": 1.5, "f": null, "g": 7}));
+        let mut fields =
+            fields(json!({"a": 2.0, "b": 2.001, "c": "1", "d": -1, "e": 1.5, "f": null, "g": 7}));
         assert_eq!(fields.number("a", 0.0, 2.0), Ok(Some(2.0)));
         for (field, error) in [("b", fields.number("b", 0.0, 2.0)), ("c", fields.number("c", 0.0, 2.0))] {
             assert_eq!(error.unwrap_err().field, Some(field));
@@ -154,7 +158,8 @@ mod tests {
     #[test]
     fn seeds_are_exact() {
         let max = u64::MAX;
-        let mut fields = fields(json!({"a": max, "b": max.to_string(), "c": "18446744073709551616", "d": "+1",
+        let mut fields =
+            fields(json!({"a": max, "b": max.to_string(), "c": "18446744073709551616", "d": "+1",
             "e": -1, "f": 1.0, "g": ""}));
         assert_eq!(fields.seed("a"), Ok(Some(max)));
         assert_eq!(fields.seed("b"), Ok(Some(max)));

@@ -10,7 +10,7 @@ use crate::engine::job::EngineError;
 
 /// What went wrong, as a client's program reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[serde(into = "&'static str")]
 pub enum ErrorCode {
     /// The request breaks a rule; `field` names where.
     InvalidRequest,
@@ -38,7 +38,31 @@ pub enum ErrorCode {
     Internal,
 }
 
+impl From<ErrorCode> for &'static str {
+    fn from(code: ErrorCode) -> Self {
+        code.name()
+    }
+}
+
 impl ErrorCode {
+    /// The name on the wire and in logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "INVALID_REQUEST",
+            Self::NotFound => "NOT_FOUND",
+            Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
+            Self::Cancelled => "CANCELLED",
+            Self::Loading => "LOADING",
+            Self::InsufficientVram => "INSUFFICIENT_VRAM",
+            Self::VramOom => "VRAM_OOM",
+            Self::CudaError => "CUDA_ERROR",
+            Self::InferenceTimeout => "INFERENCE_TIMEOUT",
+            Self::Busy => "BUSY",
+            Self::ShuttingDown => "SHUTTING_DOWN",
+            Self::Internal => "INTERNAL",
+        }
+    }
+
     /// HTTP status before the first byte. 499 is the field's number for a request ended by its client.
     pub fn status(self) -> StatusCode {
         match self {
@@ -56,9 +80,11 @@ impl ErrorCode {
     /// Whether the same request may succeed later, here or on another worker.
     pub const fn retriable(self) -> bool {
         match self {
-            Self::InvalidRequest | Self::NotFound | Self::MethodNotAllowed | Self::Cancelled | Self::Internal => {
-                false
-            }
+            Self::InvalidRequest
+            | Self::NotFound
+            | Self::MethodNotAllowed
+            | Self::Cancelled
+            | Self::Internal => false,
             Self::Loading
             | Self::InsufficientVram
             | Self::VramOom
@@ -156,7 +182,12 @@ mod tests {
         for (error, backend, code, status) in [
             (EngineError::QueueFull { waiting: 64 }, "cuda", ErrorCode::Busy, 429),
             (EngineError::ShuttingDown, "cuda", ErrorCode::ShuttingDown, 503),
-            (EngineError::PromptTooLong { prompt_tokens: 9, context: 8 }, "cuda", ErrorCode::InvalidRequest, 400),
+            (
+                EngineError::PromptTooLong { prompt_tokens: 9, context: 8 },
+                "cuda",
+                ErrorCode::InvalidRequest,
+                400,
+            ),
             (EngineError::KvExhausted, "cuda", ErrorCode::VramOom, 500),
             (EngineError::Cancelled, "cuda", ErrorCode::Cancelled, 499),
             (EngineError::DeadlineExceeded, "cuda", ErrorCode::InferenceTimeout, 504),

@@ -39,8 +39,15 @@ pub async fn execute(State(state): State<Arc<ServerState>>, request: Request) ->
     match start(&state, request, &mut job_id).await {
         Ok(stream) => sse::response(stream),
         Err(error) => {
-            let (code, status) = (format!("{:?}", error.code), error.status().as_u16());
-            tracing::warn!(event = "error", job_id, code, status, field = error.field, reason = error.message);
+            let (code, status) = (error.code.name(), error.status().as_u16());
+            tracing::warn!(
+                event = "error",
+                job_id,
+                code,
+                status,
+                field = error.field,
+                reason = error.message
+            );
             error.into_response()
         }
     }
@@ -63,12 +70,8 @@ async fn start(
 
     let print = TextPrint::of(&request.prompt);
     let (request, prompt) = tokenise(model, request, state.max_tokens_in, &mut job, deadline).await?;
-    let record = Record {
-        job_id: request.job_id.clone(),
-        tokens_in: prompt.len(),
-        output_chars: 0,
-        closed: false,
-    };
+    let record =
+        Record { job_id: request.job_id.clone(), tokens_in: prompt.len(), output_chars: 0, closed: false };
     let seed = request.sampling.seed;
     let stream = model
         .worker
@@ -117,17 +120,18 @@ async fn tokenise(
         let ids = request.tokenise(text.as_ref(), max_tokens_in)?;
         Ok((request, ids))
     });
-    tokio::select! {
+    let timed_out = || ApiError::of(ErrorCode::InferenceTimeout, "deadline exceeded");
+    let done = tokio::select! {
         biased;
-        cause = job.stopped() => Err(match cause {
+        cause = job.stopped() => return Err(match cause {
             StopCause::Cancelled => ApiError::of(ErrorCode::Cancelled, "cancelled"),
             StopCause::Drained => ApiError::drained(),
         }),
-        () = tokio::time::sleep_until(deadline.into()) => {
-            Err(ApiError::of(ErrorCode::InferenceTimeout, "deadline exceeded"))
-        }
-        done = work => done.unwrap_or_else(|_| Err(ApiError::of(ErrorCode::Internal, "the tokenizer has failed"))),
-    }
+        () = tokio::time::sleep_until(deadline.into()) => return Err(timed_out()),
+        done = work => done.map_err(|_| ApiError::of(ErrorCode::Internal, "the tokenizer has failed"))?,
+    };
+    // Timers are coarse: a deadline of a millisecond may have passed unnoticed.
+    if Instant::now() < deadline { done } else { Err(timed_out()) }
 }
 
 /// What the log says of a request at its end.
@@ -189,7 +193,7 @@ impl ExecuteStream {
             }
             Output::Failed(error) => {
                 self.close(error_outcome(error.code));
-                let (code, reason) = (format!("{:?}", error.code), &error.message);
+                let (code, reason) = (error.code.name(), &error.message);
                 tracing::warn!(event = "error", job_id = self.record.job_id, code, reason);
                 self.due.push_back(sse::event("error", &json!(error)));
             }

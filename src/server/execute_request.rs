@@ -45,14 +45,24 @@ impl ExecuteRequest {
     /// # Errors
     ///
     /// 400 that names the first field that breaks its rule.
-    pub fn from_fields(fields: &mut Fields, vocab_size: usize, max_tokens_out: usize) -> Result<Self, ApiError> {
+    pub fn from_fields(
+        fields: &mut Fields,
+        vocab_size: usize,
+        max_tokens_out: usize,
+    ) -> Result<Self, ApiError> {
         let job_id = fields.string("job_id")?;
         if !(1..=MAX_JOB_ID_CHARS).contains(&job_id.chars().count()) {
-            return Err(ApiError::invalid("job_id", format_args!("expected 1 to {MAX_JOB_ID_CHARS} characters")));
+            return Err(ApiError::invalid(
+                "job_id",
+                format_args!("expected 1 to {MAX_JOB_ID_CHARS} characters"),
+            ));
         }
         let prompt = fields.string("prompt")?;
         if !(1..=MAX_PROMPT_CHARS).contains(&prompt.chars().count()) {
-            return Err(ApiError::invalid("prompt", format_args!("expected 1 to {MAX_PROMPT_CHARS} characters")));
+            return Err(ApiError::invalid(
+                "prompt",
+                format_args!("expected 1 to {MAX_PROMPT_CHARS} characters"),
+            ));
         }
         let max_tokens = fields.integer("max_tokens", 1, max_tokens_out as u64)?;
         let sampling = Sampling {

@@ -15,7 +15,12 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::LogFormat;
 
 /// The log as configured; what is installed for the process, or for one thread in a test.
-pub fn subscriber<W>(format: LogFormat, worker_id: &str, filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
+pub fn subscriber<W>(
+    format: LogFormat,
+    worker_id: &str,
+    filter: EnvFilter,
+    writer: W,
+) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
