@@ -6,7 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::engine::job::EngineError;
+use crate::engine::EngineError;
 
 /// What went wrong, as a client's program reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -148,7 +148,7 @@ impl ApiError {
             EngineError::KvExhausted => ErrorCode::VramOom,
             EngineError::Cancelled => ErrorCode::Cancelled,
             EngineError::DeadlineExceeded => ErrorCode::InferenceTimeout,
-            EngineError::NonFiniteLogits => ErrorCode::Internal,
+            EngineError::InvalidJob { .. } | EngineError::NonFiniteLogits => ErrorCode::Internal,
             EngineError::Device { .. } if backend == "cuda" => ErrorCode::CudaError,
             EngineError::Device { .. } => ErrorCode::Internal,
         };
@@ -188,6 +188,7 @@ mod tests {
                 ErrorCode::InvalidRequest,
                 400,
             ),
+            (EngineError::InvalidJob { reason: "x" }, "cuda", ErrorCode::Internal, 500),
             (EngineError::KvExhausted, "cuda", ErrorCode::VramOom, 500),
             (EngineError::Cancelled, "cuda", ErrorCode::Cancelled, 499),
             (EngineError::DeadlineExceeded, "cuda", ErrorCode::InferenceTimeout, 504),

@@ -31,7 +31,8 @@ use super::log::{TextPrint, timestamp};
 use super::registry::{LiveJob, StopCause};
 use super::sse;
 use super::state::{LoadedModel, ServerState};
-use crate::engine::job::{FinishReason, Job, Usage};
+use crate::engine::{FinishReason, Job, Usage};
+use crate::text::{DecodeOptions, IncrementalDecoder};
 
 /// `POST /execute`.
 pub async fn execute(State(state): State<Arc<ServerState>>, request: Request) -> Response {
@@ -64,7 +65,8 @@ async fn start(
     let (parts, body) = request.into_parts();
     let deadline = deadline(received, deadline_ms(&parts.headers)?, state.inference_timeout);
     let mut fields = Fields::read(&parts.headers, body, MAX_BODY_BYTES).await?;
-    let request = ExecuteRequest::from_fields(&mut fields, model.vocab_size, state.max_tokens_out)?;
+    let request =
+        ExecuteRequest::from_fields(&mut fields, model.tokenizer.vocab_size(), state.max_tokens_out)?;
     *job_id = Some(request.job_id.clone());
     let mut job = state.register(&request.job_id)?;
 
@@ -79,7 +81,7 @@ async fn start(
             id: request.job_id,
             prompt,
             max_tokens: request.max_tokens,
-            stop_ids: model.text.stop_ids(),
+            stop_ids: model.tokenizer.stop_ids().to_vec(),
             sampling: request.sampling,
             deadline: Some(deadline),
         })
@@ -96,8 +98,10 @@ async fn start(
     let started = json!({
         "job_id": record.job_id, "model": model.card.name, "started_at": timestamp(), "seed": seed
     });
-    let decoder = model.text.decoder();
-    let generation = Generation::follow(stream, job, decoder, request.stop, deadline, &model.card.backend);
+    // The output continues the prompt: a word's leading space belongs to it.
+    let decoding = DecodeOptions { continues_text: true, stops: request.stop, ..DecodeOptions::default() };
+    let decoder = IncrementalDecoder::new(Arc::clone(&model.tokenizer), &decoding);
+    let generation = Generation::follow(stream, job, decoder, deadline, &model.card.backend);
     Ok(ExecuteStream { generation, due: VecDeque::from([sse::event("started", &started)]), record })
 }
 
@@ -115,9 +119,9 @@ async fn tokenise(
     job: &mut LiveJob,
     deadline: Instant,
 ) -> Result<(ExecuteRequest, Vec<u32>), ApiError> {
-    let text = Arc::clone(&model.text);
+    let tokenizer = Arc::clone(&model.tokenizer);
     let work = tokio::task::spawn_blocking(move || {
-        let ids = request.tokenise(text.as_ref(), max_tokens_in)?;
+        let ids = request.tokenise(&tokenizer, max_tokens_in)?;
         Ok((request, ids))
     });
     let timed_out = || ApiError::of(ErrorCode::InferenceTimeout, "deadline exceeded");

@@ -5,8 +5,8 @@ use axum::http::HeaderMap;
 use super::body::Fields;
 use super::error::ApiError;
 use super::random;
-use super::worker::TextModel;
-use crate::engine::job::Sampling;
+use crate::engine::Sampling;
+use crate::text::{SpecialParsing, Tokenizer};
 
 /// Most characters (Unicode scalar values) of a prompt.
 pub const MAX_PROMPT_CHARS: usize = 32_768;
@@ -83,21 +83,25 @@ impl ExecuteRequest {
         Ok(Self { job_id, prompt, max_tokens, sampling, stop })
     }
 
-    /// The prompt's ids, with the rules that need them: called off the server's threads.
+    /// The prompt's ids, with the rules that need them: called off the server's threads. The text of a special token in
+    /// the prompt is plain text.
     ///
     /// # Errors
     ///
     /// 400 for a prompt of no or too many tokens and for a stop string of too many.
-    pub fn tokenise(&self, text: &dyn TextModel, max_tokens_in: Option<usize>) -> Result<Vec<u32>, ApiError> {
-        let refused = |field| move |error: String| ApiError::invalid(field, error);
+    pub fn tokenise(
+        &self,
+        tokenizer: &Tokenizer,
+        max_tokens_in: Option<usize>,
+    ) -> Result<Vec<u32>, ApiError> {
         for stop in &self.stop {
-            let tokens = text.count_tokens(stop).map_err(refused("stop"))?;
+            let tokens = tokenizer.encode(stop, SpecialParsing::Plain).len();
             if tokens > MAX_STOP_TOKENS {
                 let rule = format_args!("expected strings of at most {MAX_STOP_TOKENS} tokens, got {tokens}");
                 return Err(ApiError::invalid("stop", rule));
             }
         }
-        let ids = text.encode_prompt(&self.prompt).map_err(refused("prompt"))?;
+        let ids = tokenizer.encode_prompt(&self.prompt, SpecialParsing::Plain);
         if ids.is_empty() {
             return Err(ApiError::invalid("prompt", "has no tokens"));
         }

@@ -13,9 +13,8 @@ use tokio::time::Sleep;
 
 use super::error::{ApiError, ErrorCode};
 use super::registry::{LiveJob, StopCause};
-use super::stop::StopMatcher;
-use super::worker::TextDecoder;
-use crate::engine::job::{EngineError, FinishReason, JobStream, TokenEvent, Usage};
+use crate::engine::{EngineError, FinishReason, JobStream, TokenEvent, Usage};
+use crate::text::IncrementalDecoder;
 
 /// What a generation says.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,8 +64,7 @@ impl Progress {
 pub struct Generation {
     /// Absent once ended: dropping the stream is what tells the engine.
     running: Option<Running>,
-    decoder: Box<dyn TextDecoder>,
-    stops: StopMatcher,
+    decoder: IncrementalDecoder,
     backend: String,
     /// The end, while text that must leave first is on its way.
     ending: Option<Output>,
@@ -86,12 +84,12 @@ impl fmt::Debug for Generation {
 }
 
 impl Generation {
-    /// Follows a submitted job until `deadline`. Text after any of `stop` is cut off.
+    /// Follows a submitted job until `deadline`. The text ends at the decoder's stop strings; `backend` names the device
+    /// in errors.
     pub fn follow(
         stream: JobStream,
         job: LiveJob,
-        decoder: Box<dyn TextDecoder>,
-        stop: Vec<String>,
+        decoder: IncrementalDecoder,
         deadline: Instant,
         backend: &str,
     ) -> Self {
@@ -99,7 +97,6 @@ impl Generation {
         Self {
             running: Some(Running { stream, job, deadline }),
             decoder,
-            stops: StopMatcher::for_strings(stop),
             backend: backend.to_owned(),
             ending: None,
             progress: Progress { tokens_out: 0, submitted: Instant::now(), first_token: None },
@@ -148,20 +145,16 @@ impl Generation {
             Some(TokenEvent::Token { id, .. }) => {
                 self.progress.first_token.get_or_insert_with(Instant::now);
                 self.progress.tokens_out += 1;
-                let piece = self.decoder.push(id);
-                let passed = self.stops.push(&piece);
-                if passed.stopped {
-                    return Some(self.end(passed.text, FinishReason::Stop, None));
+                let text = self.decoder.push(id);
+                if self.decoder.stopped_by().is_some() {
+                    return Some(self.end(text, FinishReason::Stop, None));
                 }
-                self.text(passed.text)
+                self.text(text)
             }
             Some(TokenEvent::Finished { reason, usage }) => {
-                let piece = self.decoder.finish();
-                let passed = self.stops.push(&piece);
-                if passed.stopped {
-                    return Some(self.end(passed.text, FinishReason::Stop, Some(usage)));
-                }
-                let rest = passed.text + &self.stops.finish();
+                let rest = self.decoder.finish();
+                // The replacement for a character cut short may complete a stop string.
+                let reason = self.decoder.stopped_by().map_or(reason, |_| FinishReason::Stop);
                 Some(self.end(rest, reason, Some(usage)))
             }
             Some(TokenEvent::Failed { error }) => {

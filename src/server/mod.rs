@@ -17,7 +17,6 @@ pub mod random;
 pub mod registry;
 pub mod sse;
 pub mod state;
-pub mod stop;
 pub mod worker;
 
 use std::sync::Arc;

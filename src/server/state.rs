@@ -8,19 +8,22 @@ use tokio::sync::Notify;
 
 use super::error::{ApiError, ErrorCode};
 use super::registry::{Refusal, Registry};
-use super::worker::{Condition, ModelCard, TextModel, Worker, WorkerHealth};
+use super::worker::{ModelCard, Worker, WorkerHealth};
 use crate::config::WorkerConfig;
+use crate::engine::Health;
+use crate::text::Tokenizer;
+
+/// The engine's own end of a drain comes after the server's, which knows what to tell the client.
+const ENGINE_GRACE: Duration = Duration::from_millis(100);
 
 /// A model in memory, ready to serve.
 pub struct LoadedModel {
     /// What does not change.
     pub card: ModelCard,
     /// Its tokenizer.
-    pub text: Arc<dyn TextModel>,
+    pub tokenizer: Arc<Tokenizer>,
     /// The engine that runs it.
     pub worker: Box<dyn Worker>,
-    /// Ids there are, as the tokenizer said when the model was loaded.
-    pub vocab_size: usize,
 }
 
 impl fmt::Debug for LoadedModel {
@@ -96,11 +99,10 @@ impl ServerState {
     pub fn attach(
         &self,
         card: ModelCard,
-        text: Arc<dyn TextModel>,
+        tokenizer: Arc<Tokenizer>,
         worker: Box<dyn Worker>,
     ) -> Result<(), Box<LoadedModel>> {
-        let vocab_size = text.vocab_size();
-        let model = LoadedModel { card, text, worker, vocab_size };
+        let model = LoadedModel { card, tokenizer, worker };
         self.model.set(model).map_err(Box::new)?;
         tracing::info!(event = "ready", load_ms = self.uptime().as_millis() as u64);
         Ok(())
@@ -130,12 +132,13 @@ impl ServerState {
 
     /// The word for the whole worker. `health` is the engine's own state once there is one.
     pub fn status(&self, health: Option<&WorkerHealth>) -> Status {
-        match health.map(|health| &health.condition) {
+        match health.map(|health| health.health) {
             _ if self.jobs.is_closed() => Status::Draining,
             None => Status::Loading,
-            Some(Condition::Healthy) => Status::Healthy,
-            Some(Condition::Degraded) => Status::Degraded,
-            Some(Condition::Unhealthy) => Status::Unhealthy,
+            Some(Health::Ready) => Status::Healthy,
+            Some(Health::Degraded) => Status::Degraded,
+            Some(Health::Draining) => Status::Draining,
+            Some(Health::Unhealthy) => Status::Unhealthy,
         }
     }
 
@@ -169,7 +172,7 @@ impl ServerState {
     pub fn close(&self) {
         self.jobs.close();
         if let Some(model) = self.model() {
-            model.worker.drain();
+            model.worker.drain(Instant::now() + self.drain_timeout + ENGINE_GRACE);
         }
     }
 }

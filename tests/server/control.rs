@@ -65,9 +65,10 @@ fn cancel_is_idempotent_and_checks_its_body() {
 #[test]
 fn cancel_while_tokenising_is_a_plain_499() {
     let server = Server::start(&[]);
+    server.block_tokenizer(Duration::from_secs(2));
     let addr = server.addr;
     let request = std::thread::spawn(move || {
-        let reply = post(addr, "/execute", &json!({ "job_id": "early", "prompt": "SLEEP" }));
+        let reply = post(addr, "/execute", &json!({ "job_id": "early", "prompt": "x" }));
         (reply.status, reply.json())
     });
     wait_until(|| server.state.jobs.len() == 1);

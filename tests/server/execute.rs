@@ -39,8 +39,8 @@ fn every_bound_of_the_request_holds_on_both_sides() {
         ("temperature", json!(2.0), vec![]),
         ("top_p", json!(0.0), vec![json!(-0.1), json!(1.1)]),
         ("top_p", json!(1), vec![]),
-        ("top_k", json!(0), vec![json!(-1), json!(257), json!(0.5)]),
-        ("top_k", json!(256), vec![]),
+        ("top_k", json!(0), vec![json!(-1), json!(258), json!(0.5)]),
+        ("top_k", json!(257), vec![]),
         ("min_p", json!(0), vec![json!(-0.1), json!(1.1)]),
         ("min_p", json!(1), vec![]),
         ("repetition_penalty", json!(0.01), vec![json!(0), json!(-1), json!(2.1)]),
@@ -78,7 +78,7 @@ fn defaults_reach_the_engine() {
     post(server.addr, "/execute", &body("defaults", &json!({}))).events();
     let jobs = server.worker.submitted.lock().unwrap();
     let job = &jobs[0];
-    assert_eq!((job.id.as_str(), job.max_tokens, job.stop_ids.as_slice()), ("defaults", 2048, &[0][..]));
+    assert_eq!((job.id.as_str(), job.max_tokens, job.stop_ids.as_slice()), ("defaults", 2048, &[256][..]));
     assert_eq!(job.prompt, [104, 101, 108, 108, 111]);
     let sampling = &job.sampling;
     assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p), (1.0, 1.0, 0, 0.0));

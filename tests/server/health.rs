@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use worker_orcd::server::worker::Condition;
+use worker_orcd::engine::Health;
 
 use crate::http::{get, post};
 use crate::{Server, median};
@@ -32,6 +32,7 @@ fn health_has_every_field() {
     assert!(health["uptime_seconds"].take().is_u64());
     let expected = json!({
         "status": "healthy",
+        "fault": null,
         "worker_id": "w-test",
         "model": "echo",
         "resident": true,
@@ -39,7 +40,7 @@ fn health_has_every_field() {
         "vram_bytes_used": 1234,
         "vram_bytes": { "weights": 1000, "kv_cache": 200, "activations": 30, "workspace": 4 },
         "tokenizer_kind": "gguf-bpe",
-        "vocab_size": 256,
+        "vocab_size": 257,
         "context_length": crate::mock::CONTEXT,
         "uptime_seconds": null,
         "sm": "90",
@@ -55,12 +56,12 @@ fn health_has_every_field() {
 #[test]
 fn a_worker_in_trouble_shows_it() {
     let server = Server::start(&[]);
-    for (condition, status, word, ready) in
-        [(Condition::Degraded, 200, "degraded", 200), (Condition::Unhealthy, 503, "unhealthy", 503)]
+    for (state, status, word, ready) in
+        [(Health::Degraded, 200, "degraded", 200), (Health::Unhealthy, 503, "unhealthy", 503)]
     {
         {
             let mut health = server.worker.health.lock().unwrap();
-            health.condition = condition;
+            health.health = state;
             health.oom_events += 1;
         }
         let (got, health) = get(server.addr, "/health");
@@ -74,11 +75,12 @@ fn a_worker_in_trouble_shows_it() {
 fn health_answers_at_once_while_the_worker_and_the_tokenizer_are_stuck() {
     let server = Server::start(&[]);
     let stuck = post(server.addr, "/execute", &json!({ "job_id": "hang-health", "prompt": "x" }));
+    server.block_tokenizer(Duration::from_secs(2));
     let addr = server.addr;
     let tokenising: Vec<_> = (0..8)
         .map(|n| {
             std::thread::spawn(move || {
-                post(addr, "/execute", &json!({ "job_id": n.to_string(), "prompt": "SLEEP" }))
+                post(addr, "/execute", &json!({ "job_id": n.to_string(), "prompt": "x" }))
             })
         })
         .collect();

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use tokio::sync::oneshot;
 use worker_orcd::config::WorkerConfig;
-use worker_orcd::engine::job::{EngineError, Job, JobStream};
+use worker_orcd::engine::{EngineError, Job, JobStream};
 use worker_orcd::server::ServerState;
 use worker_orcd::server::worker::{Worker, WorkerHealth};
 
 use http::SseEvent;
-use mock::{ByteText, MockWorker};
+use mock::MockWorker;
 
 #[derive(Parser)]
 struct Line {
@@ -43,8 +43,8 @@ impl Worker for Shared {
         self.0.health()
     }
 
-    fn drain(&self) {
-        self.0.drain();
+    fn drain(&self, deadline: Instant) {
+        self.0.drain(deadline);
     }
 }
 
@@ -53,6 +53,7 @@ struct Server {
     addr: SocketAddr,
     worker: Arc<MockWorker>,
     state: Arc<ServerState>,
+    runtime: tokio::runtime::Handle,
     signal: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<Instant>>,
 }
@@ -70,9 +71,14 @@ impl Server {
         let config = Line::try_parse_from(line).unwrap().config;
         config.validate().unwrap();
         let state = ServerState::loading(&config);
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let worker = Arc::new(MockWorker::on(runtime.handle().clone()));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .max_blocking_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let handle = runtime.handle().clone();
+        let worker = Arc::new(MockWorker::on(handle.clone()));
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let addr = listener.local_addr().unwrap();
         let (signal, signalled) = oneshot::channel::<()>();
@@ -86,12 +92,17 @@ impl Server {
             runtime.shutdown_background();
             ended
         });
-        Self { addr, worker, state, signal: Some(signal), thread: Some(thread) }
+        Self { addr, worker, state, runtime: handle, signal: Some(signal), thread: Some(thread) }
     }
 
     fn attach(&self) {
         let worker = Box::new(Shared(Arc::clone(&self.worker)));
-        self.state.attach(mock::card(), Arc::new(ByteText), worker).unwrap();
+        self.state.attach(mock::card(), Arc::new(mock::byte_tokenizer()), worker).unwrap();
+    }
+
+    /// Keeps the only thread for tokenising busy.
+    fn block_tokenizer(&self, time: Duration) {
+        self.runtime.spawn_blocking(move || std::thread::sleep(time));
     }
 
     /// What SIGTERM does.

@@ -1,4 +1,4 @@
-//! A worker and a tokenizer without a model: one token a byte, and the continuation of a prompt is the prompt.
+//! A worker without a model, and a tokenizer without a vocabulary to learn: one token a byte, and the continuation of a prompt is the prompt.
 //!
 //! The job's name says how the sequence behaves: see [`MockWorker::submit`].
 
@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use worker_orcd::engine::job::{EngineError, FinishReason, Job, JobStream, TokenEvent, Usage};
-use worker_orcd::server::worker::{
-    Condition, ModelCard, TextDecoder, TextModel, VramBytes, Worker, WorkerHealth,
-};
+use worker_orcd::engine::{EngineError, FinishReason, Health, Job, JobStream, TokenEvent, Usage};
+use worker_orcd::server::worker::{ModelCard, Worker, WorkerHealth};
+use worker_orcd::text::{SpecialIds, Tokenizer, VocabSource};
+use worker_orcd_core::MemoryReport;
 
 /// Tokens of the mock's longest sequence.
 pub(crate) const CONTEXT: usize = 200_000;
@@ -40,9 +40,15 @@ pub(crate) struct MockWorker {
 impl MockWorker {
     pub(crate) fn on(runtime: tokio::runtime::Handle) -> Self {
         let health = WorkerHealth {
-            condition: Condition::Healthy,
+            health: Health::Ready,
+            fault: None,
             resident: true,
-            vram: VramBytes { weights: 1000, kv_cache: 200, activations: 30, workspace: 4 },
+            memory: MemoryReport {
+                weights_bytes: 1000,
+                kv_cache_bytes: 200,
+                activations_bytes: 30,
+                workspace_bytes: 4,
+            },
             oom_events: 0,
             running: 0,
             waiting: 0,
@@ -92,7 +98,7 @@ impl Worker for MockWorker {
         self.health.lock().unwrap().clone()
     }
 
-    fn drain(&self) {
+    fn drain(&self, _: Instant) {
         self.draining.store(true, Ordering::SeqCst);
     }
 }
@@ -138,56 +144,25 @@ async fn run(job: &Job, events: &mpsc::Sender<TokenEvent>) {
     let _ = events.send(TokenEvent::Finished { reason, usage }).await;
 }
 
-/// Ids are bytes. A prompt that begins with `SLEEP` takes two seconds to tokenise.
-#[derive(Debug)]
-pub(crate) struct ByteText;
-
-impl TextModel for ByteText {
-    fn kind(&self) -> &'static str {
-        "gguf-bpe"
-    }
-
-    fn vocab_size(&self) -> usize {
-        256
-    }
-
-    fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, String> {
-        if text.starts_with("SLEEP") {
-            std::thread::sleep(Duration::from_secs(2));
-        }
-        Ok(text.bytes().map(u32::from).collect())
-    }
-
-    fn count_tokens(&self, text: &str) -> Result<usize, String> {
-        Ok(text.len())
-    }
-
-    fn stop_ids(&self) -> Vec<u32> {
-        vec![0]
-    }
-
-    fn decoder(&self) -> Box<dyn TextDecoder> {
-        Box::<ByteDecoder>::default()
-    }
+/// A tokenizer whose ids are bytes, and 256 the end.
+pub(crate) fn byte_tokenizer() -> Tokenizer {
+    let tokens: Vec<String> = (0..=255).map(spelled).chain(["<|endoftext|>".to_owned()]).collect();
+    let source = VocabSource {
+        model: "gpt2",
+        pre: Some("gpt-2"),
+        tokens: tokens.iter().map(String::as_bytes).collect(),
+        token_types: Some([vec![1; 256], vec![3]].concat()),
+        merges: Some(vec![]),
+        ids: SpecialIds { eos: Some(256), ..SpecialIds::default() },
+        ..VocabSource::default()
+    };
+    Tokenizer::from_gguf(&source).unwrap()
 }
 
-#[derive(Default)]
-struct ByteDecoder(Vec<u8>);
-
-impl TextDecoder for ByteDecoder {
-    fn push(&mut self, id: u32) -> String {
-        self.0.push(u8::try_from(id).unwrap());
-        match std::str::from_utf8(&self.0) {
-            Ok(text) => {
-                let text = text.to_owned();
-                self.0.clear();
-                text
-            }
-            Err(_) => String::new(),
-        }
-    }
-
-    fn finish(&mut self) -> String {
-        String::from_utf8_lossy(&std::mem::take(&mut self.0)).into_owned()
-    }
+/// How vocabularies of byte-level models spell a byte: printable ones as they are, the others from U+0100 on.
+fn spelled(byte: u8) -> String {
+    let printable = |byte: u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let rank = (0..byte).filter(|&before| !printable(before)).count() as u32;
+    let code = if printable(byte) { u32::from(byte) } else { 0x100 + rank };
+    char::from_u32(code).unwrap().to_string()
 }
