@@ -157,7 +157,7 @@ impl Attention {
             (",sharp=", (self.sharpness > 1.0).then_some(self.sharpness)),
         ] {
             if let Some(value) = value {
-                name += &format!("{label}{value}");
+                name = name + label + &value.to_string();
             }
         }
         name + ")"

@@ -9,6 +9,7 @@ use crate::reference::ReferenceBackend;
 use crate::step::{OutputValue, StepOutputs};
 use crate::weight::WeightId;
 
+#[allow(clippy::unnecessary_wraps, reason = "the form of a backend factory")]
 fn reference() -> Result<Box<dyn Backend>, BackendError> {
     Ok(Box::new(ReferenceBackend::default()))
 }
