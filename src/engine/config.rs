@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use worker_orcd_core::{BackendError, KvElement, KvLayout, StepShape};
 
-use super::model::KvGroupSpec;
+use crate::model::KvGroupSpec;
 
 /// Most cache groups a model may have; step inputs are gathered into an array of this size without allocating.
 pub const MAX_KV_GROUPS: usize = 8;

@@ -9,11 +9,11 @@ use std::time::Instant;
 use tokio::sync::watch;
 use worker_orcd_core::{Backend, MemoryReport};
 
+use crate::model::Recorder;
 use super::batch::Batch;
 use super::blocks::CacheBlocks;
 use super::config::{EngineConfig, StartError};
 use super::job::{EngineError, Job, JobStream};
-use super::model::Recorder;
 use super::plans::Plans;
 use super::sampler::Sampler;
 use super::scheduler::Scheduler;
