@@ -42,18 +42,43 @@ pub enum LogFormat {
     Text,
 }
 
+/// Which model, served how.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// GGUF file, or the first file of a split model
+    #[arg(long, env = "WORKER_ORCD_MODEL", value_name = "FILE")]
+    pub model: PathBuf,
+    /// Hugging Face tokenizer.json; the one beside the model, else the model's own vocabulary, when omitted
+    #[arg(long, env = "WORKER_ORCD_TOKENIZER", value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Most positions of one sequence; the model's own limit, at most 16384, when omitted
+    #[arg(long, env = "WORKER_ORCD_CONTEXT", value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// Bytes copied to the device at a time while loading
+    #[arg(long, env = "WORKER_ORCD_CHUNK_BYTES", value_name = "BYTES", default_value_t = 1 << 20)]
+    pub chunk_bytes: usize,
+    /// Round the ends of YaRN's ramp as llama.cpp does
+    #[arg(long, env = "WORKER_ORCD_YARN_TRUNCATE")]
+    pub yarn_truncate: bool,
+    /// Ignore Phi-3's sliding window as llama.cpp does
+    #[arg(long, env = "WORKER_ORCD_IGNORE_PHI3_WINDOW")]
+    pub ignore_phi3_window: bool,
+    /// Run a file that has tensors its architecture has no use for
+    #[arg(long, env = "WORKER_ORCD_ALLOW_UNKNOWN_TENSORS")]
+    pub allow_unknown_tensors: bool,
+}
+
 /// Flags of the server; each is also an environment variable, and a flag wins over its variable.
 #[derive(Args, Clone, Debug)]
 pub struct WorkerConfig {
     /// Name of this worker in logs and in /health; a random UUID when omitted
     #[arg(long, env = "WORKER_ORCD_WORKER_ID", default_value_t = random::uuid(), hide_default_value = true)]
     pub worker_id: String,
-    /// GGUF file, or the first file of a split model
-    #[arg(long, env = "WORKER_ORCD_MODEL", value_name = "FILE")]
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// Index of the GPU
     #[arg(long, env = "WORKER_ORCD_GPU_DEVICE", default_value_t = 0)]
-    pub gpu_device: u32,
+    pub gpu_device: usize,
     /// Port to listen on, 1024-65535
     #[arg(long, env = "WORKER_ORCD_PORT", default_value_t = 8080)]
     pub port: u16,
@@ -72,24 +97,19 @@ pub struct WorkerConfig {
     /// Seconds after which a request is given up
     #[arg(long, env = "WORKER_ORCD_INFERENCE_TIMEOUT_SEC", value_name = "SECONDS", default_value_t = 300)]
     pub inference_timeout_sec: u64,
-    /// Memory of the key/value cache in MiB; what one full context per batch slot needs, as far as it fits, when omitted
+    /// Memory of the key/value cache in MiB; room for one full context, at least 8192 positions, when
+    /// omitted
     #[arg(long, env = "WORKER_ORCD_KV_CACHE_MB", value_name = "MIB")]
     pub kv_cache_mb: Option<usize>,
-    /// Most positions of one sequence; the model's own limit when omitted
-    #[arg(long, env = "WORKER_ORCD_CONTEXT", value_name = "TOKENS")]
-    pub context: Option<usize>,
     /// Most sequences that run at once
     #[arg(long, env = "WORKER_ORCD_MAX_BATCH", value_name = "SEQUENCES", default_value_t = 16)]
     pub max_batch: usize,
+    /// Most prompt tokens per step; running sequences go first
+    #[arg(long, env = "WORKER_ORCD_PREFILL_CHUNK", value_name = "TOKENS", default_value_t = 512)]
+    pub prefill_chunk: usize,
     /// Most requests that wait; one more is answered 429
     #[arg(long, env = "WORKER_ORCD_MAX_QUEUE", value_name = "REQUESTS", default_value_t = 64)]
     pub max_queue: usize,
-    /// Hugging Face tokenizer.json; the one beside the model, else the model's own vocabulary, when omitted
-    #[arg(long, env = "WORKER_ORCD_TOKENIZER", value_name = "FILE")]
-    pub tokenizer: Option<PathBuf>,
-    /// Bytes copied to the device at a time while loading
-    #[arg(long, env = "WORKER_ORCD_CHUNK_BYTES", value_name = "BYTES", default_value_t = 1 << 20)]
-    pub chunk_bytes: usize,
     /// Seconds that running requests get to finish after a shutdown was asked for
     #[arg(long, env = "WORKER_ORCD_DRAIN_TIMEOUT_SEC", value_name = "SECONDS", default_value_t = 4)]
     pub drain_timeout_sec: u64,
@@ -127,7 +147,7 @@ impl WorkerConfig {
         let shown = |count: Option<usize>| count.map_or_else(String::new, |count| count.to_string());
 
         check("--worker-id", id_ok, "1 to 128 letters, digits, '-', '_', '.' or ':'", &self.worker_id)?;
-        check("--model", !self.model.as_os_str().is_empty(), "a path", "")?;
+        check("--model", !self.model.model.as_os_str().is_empty(), "a path", "")?;
         check("--port", self.port >= 1024, "1024 to 65535", self.port)?;
         check(
             "--max-tokens-in",
@@ -141,15 +161,21 @@ impl WorkerConfig {
             "1 to 16777216",
             self.max_tokens_out,
         )?;
-        check("--context", optional_tokens(self.context), "1 to 16777216", shown(self.context))?;
+        check("--context", optional_tokens(self.model.context), "1 to 16777216", shown(self.model.context))?;
         let timeout = self.inference_timeout_sec;
         check("--inference-timeout-sec", (1..=86_400).contains(&timeout), "1 to 86400", timeout)?;
         let kv_ok = self.kv_cache_mb.is_none_or(|mib| (1..=16_777_216).contains(&mib));
         check("--kv-cache-mb", kv_ok, "1 to 16777216", shown(self.kv_cache_mb))?;
         check("--max-batch", (1..=1024).contains(&self.max_batch), "1 to 1024", self.max_batch)?;
+        check(
+            "--prefill-chunk",
+            (1..=65_536).contains(&self.prefill_chunk),
+            "1 to 65536",
+            self.prefill_chunk,
+        )?;
         check("--max-queue", (1..=65_536).contains(&self.max_queue), "1 to 65536", self.max_queue)?;
-        let chunk_ok = (4096..=1 << 30).contains(&self.chunk_bytes);
-        check("--chunk-bytes", chunk_ok, "4096 to 1073741824", self.chunk_bytes)?;
+        let chunk_ok = (4096..=1 << 30).contains(&self.model.chunk_bytes);
+        check("--chunk-bytes", chunk_ok, "4096 to 1073741824", self.model.chunk_bytes)?;
         let drain = self.drain_timeout_sec;
         check("--drain-timeout-sec", drain <= 3600, "0 to 3600", drain)?;
         let filter_ok = tracing_subscriber::EnvFilter::try_new(&self.log_level).is_ok();
@@ -215,6 +241,7 @@ mod tests {
             ("--kv-cache-mb", &["1"], &["0"]),
             ("--context", &["1"], &["0"]),
             ("--max-batch", &["1", "1024"], &["0", "1025"]),
+            ("--prefill-chunk", &["1", "65536"], &["0", "65537"]),
             ("--max-queue", &["1", "65536"], &["0", "65537"]),
             ("--chunk-bytes", &["4096", "1073741824"], &["4095", "1073741825"]),
             ("--drain-timeout-sec", &["0", "3600"], &["3601"]),
