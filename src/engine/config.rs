@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use worker_orcd_core::{BackendError, KvElement, KvLayout, StepShape};
 
-use super::model::KvGroupSpec;
+use crate::model::KvGroupSpec;
 
 /// Most cache groups a model may have; step inputs are gathered into an array of this size without allocating.
 pub const MAX_KV_GROUPS: usize = 8;
@@ -154,7 +154,7 @@ impl EngineConfig {
         require("kv_budget", blocks >= 1, || {
             format!("{:?} is less than one block of {} bytes", self.kv_budget, bytes(1))
         })?;
-        require("kv_budget", blocks.saturating_mul(self.block_size) <= u32::MAX as usize, || {
+        require("kv_budget", u32::try_from(blocks.saturating_mul(self.block_size)).is_ok(), || {
             format!("{blocks} blocks of {} positions exceed 32-bit slots", self.block_size)
         })?;
         let layout = |group: &KvGroupSpec| group.layout(held(group, blocks), table);

@@ -46,11 +46,35 @@ fn stop_ids_length_and_the_contexts_end_finish_a_job() {
 }
 
 #[test]
+fn handles_cross_threads() {
+    const fn shared_between_threads<T: Clone + Send + Sync + 'static>() {}
+    const { shared_between_threads::<Engine>() };
+    let (engine, _) = start(EngineConfig { max_queue: 64, ..config() });
+    let submit = |salt: usize| {
+        let engine = engine.clone();
+        std::thread::spawn(move || {
+            let job = job(salt, &prompt(1 + salt, salt), 10);
+            listen(engine.submit(job.clone()).unwrap()).tokens == oracle(&model(), &job)
+        })
+    };
+    let threads: Vec<_> = (0..16).map(submit).collect();
+    assert!(threads.into_iter().all(|thread| thread.join().unwrap()));
+}
+
+#[test]
 fn jobs_that_cannot_run_are_refused() {
     let (engine, _) = start(config());
     let too_long = EngineError::PromptTooLong { prompt_tokens: 128, context: 128 };
     assert_eq!(engine.submit(job("a", &prompt(128, 0), 1)).unwrap_err(), too_long);
     for broken in [job("b", &[], 1), job("c", &[1], 0), job("d", &[97], 1)] {
+        assert!(matches!(engine.submit(broken).unwrap_err(), EngineError::InvalidJob { .. }));
+    }
+    for sampling in [
+        Sampling { top_p: 0.0, ..Sampling::greedy() },
+        Sampling { repetition_penalty: 0.0, ..Sampling::greedy() },
+        Sampling { temperature: f32::NAN, ..Sampling::greedy() },
+    ] {
+        let broken = Job { sampling, ..job("e", &[1], 1) };
         assert!(matches!(engine.submit(broken).unwrap_err(), EngineError::InvalidJob { .. }));
     }
     assert_eq!(engine.stats().submitted, 0);
@@ -72,10 +96,14 @@ fn the_queue_is_bounded() {
         assert_eq!(engine.submit(job("no", &[1], 5)).unwrap_err(), EngineError::QueueFull { waiting: 3 });
     }
     assert_eq!(engine.stats().rejected, 2);
-    controls.open();
-    for stream in streams {
-        assert_eq!(listen(stream).end, Ok(FinishReason::Length));
+    // A place in the queue comes back however its holder leaves.
+    for index in 0..3 {
+        engine.cancel(&index.to_string());
     }
+    controls.open();
+    let ends: Vec<_> = streams.into_iter().map(|stream| listen(stream).end).collect();
+    let cancelled = Err(EngineError::Cancelled);
+    assert_eq!(ends, [Ok(FinishReason::Length), cancelled.clone(), cancelled.clone(), cancelled]);
     let usable: Vec<_> = (0..3).map(|index| engine.submit(job(index, &[1], 1))).collect();
     assert!(usable.into_iter().all(|stream| listen(stream.unwrap()).end.is_ok()));
     assert_nothing_held(&engine);
@@ -97,8 +125,8 @@ fn cancelling_frees_everything_whatever_the_job_is_doing() {
     assert_eq!(listen(waiting).end, Err(EngineError::Cancelled));
     assert_eq!(listen(second).end, Ok(FinishReason::Length));
     assert_eq!(engine.stats().cancelled, 2);
+    controls.step_delay_us.store(5000, Ordering::Relaxed);
     let mut decoding = engine.submit(job("decoding", &prompt(2, 0), 120)).unwrap();
-    controls.step_delay_us.store(1000, Ordering::Relaxed);
     assert!(matches!(next_event(&mut decoding), Some(TokenEvent::Token { .. })));
     engine.cancel("decoding");
     let heard = loop {
@@ -114,7 +142,7 @@ fn cancelling_frees_everything_whatever_the_job_is_doing() {
 #[test]
 fn a_dropped_listener_cancels() {
     let (engine, controls) = start(config());
-    controls.step_delay_us.store(500, Ordering::Relaxed);
+    controls.step_delay_us.store(3000, Ordering::Relaxed);
     let mut stream = engine.submit(job("a", &prompt(9, 0), 110)).unwrap();
     next_event(&mut stream);
     drop(stream);

@@ -94,12 +94,12 @@ fn window_groups_hold_their_window() {
 fn a_long_prompt_stalls_nobody() {
     let (backend, controls) = FakeBackend::for_model(&model());
     let engine = Engine::start(backend, &model(), EngineConfig { prefill_chunk: 6, ..config() }).unwrap();
-    let mut talking = engine.submit(job("talking", &prompt(2, 0), 60)).unwrap();
-    next_event(&mut talking);
     controls.close();
+    let talking = engine.submit(job("talking", &prompt(2, 0), 60)).unwrap();
     let long = engine.submit(job("long", &prompt(90, 1), 1)).unwrap();
     controls.open();
     assert_eq!(listen(long).end, Ok(FinishReason::Length));
+    assert_eq!(listen(talking).end, Ok(FinishReason::Length));
     let steps = controls.steps.lock().unwrap().clone();
     let mixed: Vec<&StepRecord> = steps.iter().filter(|step| step.sequences == 2).collect();
     assert!(mixed.len() >= 90 / 5);
