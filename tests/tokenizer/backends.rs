@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::at_hand::{HAIKU_GGUF, HAIKU_JSON, all, bundled, load, shared};
+use crate::at_hand::{HAIKU_GGUF, HAIKU_JSON, all, bundled, load, shared_file};
 use proptest::prelude::*;
 use proptest::test_runner::{TestError, TestRunner};
 use unicode_normalization::UnicodeNormalization;
@@ -118,7 +118,7 @@ fn both_backends_agree_on_the_bundled_model() {
 fn the_hugging_face_pipeline_gives_the_same_ids() {
     let bundled = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(HAIKU_JSON);
     let shared =
-        ["gpt-oss", "qwen2.5", "phi-3"].map(|name| shared(&format!("tokenizers/{name}/tokenizer.json")));
+        ["gpt-oss", "qwen2.5", "phi-3"].map(|name| shared_file(&format!("tokenizers/{name}/tokenizer.json")));
     for path in [Some(bundled)].into_iter().chain(shared).flatten() {
         let ours = load(&path);
         let mut oracle = tokenizers::Tokenizer::from_file(&path).unwrap();
@@ -134,7 +134,7 @@ fn the_hugging_face_pipeline_gives_the_same_ids() {
 
 #[test]
 fn the_metaspace_form_of_a_tokenizer_json_is_read_too() {
-    let Some(path) = shared("tokenizers/phi-3/tokenizer.json") else { return };
+    let Some(path) = shared_file("tokenizers/phi-3/tokenizer.json") else { return };
     let mut file: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     file["normalizer"] = serde_json::Value::Null;
     for scheme in ["first", "always", "never"] {
@@ -159,8 +159,8 @@ fn pairs() -> Vec<[Arc<Tokenizer>; 2]> {
         ("qwen2.5", "vocab-qwen2.5-0.5b-instruct.rebuilt"),
         ("phi-3", "ggml-vocab-phi-3"),
     ] {
-        let json = shared(&format!("tokenizers/{json}/tokenizer.json"));
-        let gguf = shared(&format!("vocab/{gguf}.gguf"));
+        let json = shared_file(&format!("tokenizers/{json}/tokenizer.json"));
+        let gguf = shared_file(&format!("vocab/{gguf}.gguf"));
         pairs.extend(json.zip(gguf).map(|(json, gguf)| [load(&json), load(&gguf)]));
     }
     pairs
@@ -173,7 +173,7 @@ fn the_backends_agree_on_long_pieces() {
     let units = ["a", "é", " ", "\n", "^", "\u{301}", "中", "😀", "ab", "中A", "banana"];
     let mut texts: Vec<String> =
         units.iter().flat_map(|unit| lengths.map(|length| unit.repeat(length / unit.len()))).collect();
-    if let Some(path) = shared("text/wiki.test.raw") {
+    if let Some(path) = shared_file("text/wiki.test.raw") {
         let wiki = std::fs::read_to_string(path).unwrap();
         texts.push(wiki.chars().take(300_000).collect());
     }
@@ -286,14 +286,14 @@ fn the_published_vocabularies_have_their_published_facts() {
         ("tokenizers/phi-3/tokenizer.json", 32_011, None, false, &[32_000, 32_001, 32_007]),
     ];
     for (name, vocab_size, eos, add_bos, stops) in facts {
-        let Some(path) = shared(name) else { return };
+        let Some(path) = shared_file(name) else { return };
         let tokenizer: Arc<Tokenizer> = load(&path);
         assert_eq!(tokenizer.vocab_size(), vocab_size, "{name}");
         assert_eq!((tokenizer.eos_id(), tokenizer.add_bos()), (eos, add_bos), "{name}");
         assert_eq!(tokenizer.stop_ids(), stops, "{name}");
     }
     // Qwen's ordinary token that merely reads like an end.
-    let qwen = load(&shared("vocab/vocab-qwen2.5-0.5b-instruct.rebuilt.gguf").unwrap());
+    let qwen = load(&shared_file("vocab/vocab-qwen2.5-0.5b-instruct.rebuilt.gguf").unwrap());
     assert_eq!((qwen.token_bytes(128_247), qwen.token_kind(128_247)), (&b"</s>"[..], TokenKind::Normal));
     assert_eq!(qwen.special_to_id("</s>"), None);
 }

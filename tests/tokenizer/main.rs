@@ -11,4 +11,6 @@ mod gguf_vocab;
 #[cfg(test)]
 mod runs;
 #[cfg(test)]
+mod sentence;
+#[cfg(test)]
 mod vectors;
