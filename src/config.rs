@@ -4,12 +4,17 @@
 //! the same rules.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
 
 use crate::server::random;
+
+/// Counts of tokens that a flag may have.
+const TOKENS: RangeInclusive<u64> = 1..=1 << 24;
 
 /// Where the model runs. There is no fallback from one to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -128,7 +133,7 @@ pub struct ConfigError {
     /// The flag's name with its dashes.
     pub flag: &'static str,
     /// The rule.
-    pub expected: &'static str,
+    pub expected: String,
     /// The value.
     pub got: String,
 }
@@ -140,46 +145,34 @@ impl WorkerConfig {
     ///
     /// [`ConfigError`] names the flag, the rule and the value.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let id_ok = (1..=128).contains(&self.worker_id.len())
-            && self.worker_id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
-        let tokens = 1..=16_777_216_usize;
-        let optional_tokens = |count: Option<usize>| count.is_none_or(|count| tokens.contains(&count));
-        let shown = |count: Option<usize>| count.map_or_else(String::new, |count| count.to_string());
-
-        check("--worker-id", id_ok, "1 to 128 letters, digits, '-', '_', '.' or ':'", &self.worker_id)?;
-        check("--model", !self.model.model.as_os_str().is_empty(), "a path", "")?;
-        check("--port", self.port >= 1024, "1024 to 65535", self.port)?;
-        check(
-            "--max-tokens-in",
-            optional_tokens(self.max_tokens_in),
-            "1 to 16777216",
-            shown(self.max_tokens_in),
-        )?;
-        check(
-            "--max-tokens-out",
-            tokens.contains(&self.max_tokens_out),
-            "1 to 16777216",
-            self.max_tokens_out,
-        )?;
-        check("--context", optional_tokens(self.model.context), "1 to 16777216", shown(self.model.context))?;
-        let timeout = self.inference_timeout_sec;
-        check("--inference-timeout-sec", (1..=86_400).contains(&timeout), "1 to 86400", timeout)?;
-        let kv_ok = self.kv_cache_mb.is_none_or(|mib| (1..=16_777_216).contains(&mib));
-        check("--kv-cache-mb", kv_ok, "1 to 16777216", shown(self.kv_cache_mb))?;
-        check("--max-batch", (1..=1024).contains(&self.max_batch), "1 to 1024", self.max_batch)?;
-        check(
-            "--prefill-chunk",
-            (1..=65_536).contains(&self.prefill_chunk),
-            "1 to 65536",
-            self.prefill_chunk,
-        )?;
-        check("--max-queue", (1..=65_536).contains(&self.max_queue), "1 to 65536", self.max_queue)?;
-        let chunk_ok = (4096..=1 << 30).contains(&self.model.chunk_bytes);
-        check("--chunk-bytes", chunk_ok, "4096 to 1073741824", self.model.chunk_bytes)?;
-        let drain = self.drain_timeout_sec;
-        check("--drain-timeout-sec", drain <= 3600, "0 to 3600", drain)?;
-        let filter_ok = tracing_subscriber::EnvFilter::try_new(&self.log_level).is_ok();
-        check("--log-level", filter_ok, "a level or target=level,…", &self.log_level)
+        let id = &self.worker_id;
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_.:".contains(&b);
+        rule("--worker-id", id, "1 to 128 letters, digits, '-', '_', '.' or ':'", |id| {
+            (1..=128).contains(&id.len()) && id.bytes().all(allowed)
+        })?;
+        rule("--log-level", &self.log_level, "a level or target=level,…", |filter| {
+            EnvFilter::try_new(filter).is_ok()
+        })?;
+        let bounds: [(&'static str, Option<u64>, RangeInclusive<u64>); 11] = [
+            ("--port", Some(u64::from(self.port)), 1024..=65_535),
+            ("--max-tokens-in", self.max_tokens_in.map(|tokens| tokens as u64), TOKENS),
+            ("--max-tokens-out", Some(self.max_tokens_out as u64), TOKENS),
+            ("--context", self.model.context.map(|tokens| tokens as u64), TOKENS),
+            ("--inference-timeout-sec", Some(self.inference_timeout_sec), 1..=86_400),
+            ("--kv-cache-mb", self.kv_cache_mb.map(|mib| mib as u64), 1..=1 << 24),
+            ("--max-batch", Some(self.max_batch as u64), 1..=1024),
+            ("--prefill-chunk", Some(self.prefill_chunk as u64), 1..=65_536),
+            ("--max-queue", Some(self.max_queue as u64), 1..=65_536),
+            ("--chunk-bytes", Some(self.model.chunk_bytes as u64), 4096..=1 << 30),
+            ("--drain-timeout-sec", Some(self.drain_timeout_sec), 0..=3600),
+        ];
+        for (flag, value, range) in bounds {
+            if let Some(value) = value.filter(|value| !range.contains(value)) {
+                let expected = format!("{} to {}", range.start(), range.end());
+                return Err(ConfigError { flag, expected, got: value.to_string() });
+            }
+        }
+        Ok(())
     }
 
     /// Longest life of a request.
@@ -193,13 +186,16 @@ impl WorkerConfig {
     }
 }
 
-fn check(
+fn rule(
     flag: &'static str,
-    holds: bool,
-    expected: &'static str,
-    got: impl ToString,
+    value: &str,
+    expected: &str,
+    holds: impl Fn(&str) -> bool,
 ) -> Result<(), ConfigError> {
-    if holds { Ok(()) } else { Err(ConfigError { flag, expected, got: got.to_string() }) }
+    if holds(value) {
+        return Ok(());
+    }
+    Err(ConfigError { flag, expected: expected.to_owned(), got: value.to_owned() })
 }
 
 #[cfg(test)]

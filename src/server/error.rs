@@ -148,9 +148,10 @@ impl ApiError {
             EngineError::KvExhausted => ErrorCode::VramOom,
             EngineError::Cancelled => ErrorCode::Cancelled,
             EngineError::DeadlineExceeded => ErrorCode::InferenceTimeout,
-            EngineError::InvalidJob { .. } | EngineError::NonFiniteLogits => ErrorCode::Internal,
             EngineError::Device { .. } if backend == "cuda" => ErrorCode::CudaError,
-            EngineError::Device { .. } => ErrorCode::Internal,
+            EngineError::InvalidJob { .. } | EngineError::NonFiniteLogits | EngineError::Device { .. } => {
+                ErrorCode::Internal
+            }
         };
         Self::of(code, error.to_string())
     }

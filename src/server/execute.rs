@@ -72,8 +72,12 @@ async fn start(
 
     let print = TextPrint::of(&request.prompt);
     let (request, prompt) = tokenise(model, request, state.max_tokens_in, &mut job, deadline).await?;
-    let record =
-        Record { job_id: request.job_id.clone(), tokens_in: prompt.len(), output_chars: 0, closed: false };
+    let record = Record {
+        job_id: request.job_id.clone(),
+        tokens_in: prompt.len(),
+        output: TextPrint::default(),
+        closed: false,
+    };
     let seed = request.sampling.seed;
     let stream = model
         .worker
@@ -89,8 +93,8 @@ async fn start(
     tracing::info!(
         event = "execute_start",
         job_id = record.job_id,
-        prompt_sha256 = print.sha256,
-        prompt_chars = print.chars,
+        prompt_sha256 = print.sha256(),
+        prompt_chars = print.chars(),
         tokens_in = record.tokens_in,
         max_tokens = request.max_tokens,
         seed
@@ -143,7 +147,7 @@ async fn tokenise(
 struct Record {
     job_id: String,
     tokens_in: usize,
-    output_chars: usize,
+    output: TextPrint,
     closed: bool,
 }
 
@@ -176,7 +180,7 @@ impl ExecuteStream {
     fn render(&mut self, output: Output) {
         match output {
             Output::Text { text, index } => {
-                self.record.output_chars += text.chars().count();
+                self.record.output.push(&text);
                 self.due.push_back(sse::event("token", &json!({ "t": text, "i": index })));
             }
             Output::Ended { reason, usage } => {
@@ -216,7 +220,8 @@ impl ExecuteStream {
             outcome,
             tokens_in = self.record.tokens_in,
             tokens_out = progress.tokens_out,
-            output_chars = self.record.output_chars,
+            output_sha256 = self.record.output.sha256(),
+            output_chars = self.record.output.chars(),
             ttft_ms = progress.time_to_first_token().map(ms),
             decode_time_ms = ms(progress.decode_time())
         );

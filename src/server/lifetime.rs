@@ -47,13 +47,11 @@ where
     }
     drain(&state).await;
     let _ = close.send(());
-    match timeout(CLOSE_TIME, &mut server).await {
-        Ok(ended) => ended.map_err(io::Error::other)?,
-        Err(_) => {
-            server.abort();
-            Ok(())
-        }
+    if let Ok(ended) = timeout(CLOSE_TIME, &mut server).await {
+        return ended.map_err(io::Error::other)?;
     }
+    server.abort();
+    Ok(())
 }
 
 /// Refuses what comes, waits for what runs, and cancels what is left when the drain time is over.
@@ -66,7 +64,9 @@ async fn drain(state: &ServerState) {
         let left = state.jobs.stop_all(StopCause::Drained);
         tracing::warn!(cancelled = left.len(), "the drain time is over");
         if let Some(model) = state.model() {
-            left.iter().for_each(|job_id| model.worker.cancel(job_id));
+            for job_id in &left {
+                model.worker.cancel(job_id);
+            }
         }
         if timeout(LAST_EVENT_TIME, state.jobs.emptied()).await.is_err() {
             tracing::warn!(clients = state.jobs.len(), "clients that do not read are cut off");

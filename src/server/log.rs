@@ -35,21 +35,36 @@ pub fn install(format: LogFormat, worker_id: &str, filter: &str) {
     let _ = tracing::subscriber::set_global_default(subscriber(format, worker_id, filter, std::io::stderr));
 }
 
-/// What a log may say of a text.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a log may say of a text, which may come in pieces.
+#[derive(Clone, Debug, Default)]
 pub struct TextPrint {
-    /// The first 16 hex digits of its SHA-256.
-    pub sha256: String,
-    /// Unicode scalar values.
-    pub chars: usize,
+    hash: Sha256,
+    chars: usize,
 }
 
 impl TextPrint {
     /// Of this text.
     pub fn of(text: &str) -> Self {
-        let digest = Sha256::digest(text.as_bytes());
-        let sha256 = digest.iter().take(8).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-        Self { sha256, chars: text.chars().count() }
+        let mut print = Self::default();
+        print.push(text);
+        print
+    }
+
+    /// Takes the next piece.
+    pub fn push(&mut self, text: &str) {
+        self.hash.update(text.as_bytes());
+        self.chars += text.chars().count();
+    }
+
+    /// The first 16 hex digits of the text's SHA-256.
+    pub fn sha256(&self) -> String {
+        let digest = self.hash.clone().finalize();
+        digest.iter().take(8).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+    }
+
+    /// Unicode scalar values.
+    pub const fn chars(&self) -> usize {
+        self.chars
     }
 }
 
@@ -192,7 +207,8 @@ mod tests {
 
     #[test]
     fn a_text_s_print_does_not_hold_it() {
-        let print = TextPrint::of("abc");
-        assert_eq!(print, TextPrint { sha256: "ba7816bf8f01cfea".into(), chars: 3 });
+        let mut print = TextPrint::of("a");
+        print.push("bc");
+        assert_eq!((print.sha256().as_str(), print.chars()), ("ba7816bf8f01cfea", 3));
     }
 }

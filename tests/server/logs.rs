@@ -71,12 +71,13 @@ fn the_log_follows_a_request_and_holds_no_text() {
     let print = TextPrint::of(secret);
     assert_eq!(
         (&start["prompt_sha256"], &start["prompt_chars"]),
-        (&json!(print.sha256), &json!(print.chars))
+        (&json!(print.sha256()), &json!(print.chars()))
     );
     assert_eq!(start["tokens_in"], secret.len());
     let end = line("log-fine", "execute_end");
     assert_eq!((&end["outcome"], &end["tokens_out"]), (&json!("length"), &json!(secret.len())));
-    assert_eq!((&end["tokens_in"], &end["output_chars"]), (&json!(secret.len()), &json!(print.chars)));
+    assert_eq!((&end["tokens_in"], &end["output_chars"]), (&json!(secret.len()), &json!(print.chars())));
+    assert_eq!(end["output_sha256"], print.sha256(), "the mock echoes");
     assert!(end["ttft_ms"].is_number() && end["decode_time_ms"].is_number());
     assert_eq!(line("hang-log", "execute_end")["outcome"], "disconnected");
     assert_eq!(line("oom-log", "error")["code"], "VRAM_OOM");

@@ -1,6 +1,14 @@
 //! The server over real loopback sockets, with a worker and a tokenizer that need no model.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
+
 mod control;
+mod engine;
 mod execute;
 mod health;
 mod http;
@@ -132,9 +140,9 @@ fn check_stream(events: &[SseEvent]) -> (String, SseEvent) {
     assert_eq!(names.first(), Some(&"started"), "{names:?}");
     let terminal = |name: &&str| matches!(*name, "end" | "error");
     assert_eq!(names.iter().filter(|name| terminal(name)).count(), 1, "{names:?}");
-    assert!(names.last().is_some_and(|name| terminal(name)), "{names:?}");
+    assert!(names.last().is_some_and(terminal), "{names:?}");
     let after_tokens = names.iter().skip(1).position(|name| *name != "token").unwrap() + 1;
-    assert!(matches!(names[after_tokens..], ["metrics", "end"] | ["end"] | ["error"]), "{names:?}");
+    assert!(matches!(names[after_tokens..], ["metrics", "end"] | ["end" | "error"]), "{names:?}");
     let tokens = &events[1..after_tokens];
     let indices: Vec<u64> = tokens.iter().map(|token| token.data["i"].as_u64().unwrap()).collect();
     assert!(indices.windows(2).all(|pair| pair[0] <= pair[1]), "{indices:?}");
