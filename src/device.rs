@@ -1,1 +1,135 @@
-//! device
+//! Opens devices. The only file that names a concrete backend.
+
+use cfg_if::cfg_if;
+use worker_orcd_core::reference::ReferenceBackend;
+use worker_orcd_core::{Backend, BackendError};
+
+use crate::config::BackendChoice;
+
+/// A device that could be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceSummary {
+    /// Which backend reaches it.
+    pub backend: BackendChoice,
+    /// Value for `--gpu-device`.
+    pub index: usize,
+    /// Name and driver.
+    pub description: String,
+    /// Device memory; 0 when the API does not tell.
+    pub total_memory_bytes: u64,
+}
+
+/// Opens one device. There is no fallback: what cannot be opened is an error that says why and names the alternatives.
+///
+/// # Errors
+/// The backend is not in this build, or its device is not there.
+pub fn open(choice: BackendChoice, index: usize) -> Result<Box<dyn Backend>, BackendError> {
+    match choice {
+        BackendChoice::Cuda => open_cuda(index),
+        BackendChoice::Wgpu => open_wgpu(index),
+        BackendChoice::Reference => Ok(Box::new(ReferenceBackend::default())),
+    }
+}
+
+/// Every device of every backend in this build, and why a backend has none.
+pub fn enumerate() -> (Vec<DeviceSummary>, Vec<(BackendChoice, BackendError)>) {
+    let mut devices = vec![];
+    let mut absent = vec![];
+    for (choice, found) in [(BackendChoice::Cuda, enumerate_cuda()), (BackendChoice::Wgpu, enumerate_wgpu())] {
+        match found {
+            Ok(found) => devices.extend(found),
+            Err(error) => absent.push((choice, error)),
+        }
+    }
+    devices.push(DeviceSummary {
+        backend: BackendChoice::Reference,
+        index: 0,
+        description: "CPU, scalar interpreter: correct and slow".into(),
+        total_memory_bytes: 0,
+    });
+    (devices, absent)
+}
+
+/// The best backend that has a device: CUDA, else wgpu on a real GPU or a software adapter, else the interpreter.
+pub fn best() -> BackendChoice {
+    let (devices, _) = enumerate();
+    devices.first().map_or(BackendChoice::Reference, |device| device.backend)
+}
+
+#[allow(dead_code, reason = "which backends are in the build decides whether it is used")]
+fn not_built(backend: &'static str) -> BackendError {
+    BackendError::Unavailable {
+        backend,
+        reason: format!("this build has no {backend} backend; rebuild with --features {backend}"),
+    }
+}
+
+cfg_if! {
+    if #[cfg(feature = "cuda")] {
+        fn open_cuda(index: usize) -> Result<Box<dyn Backend>, BackendError> {
+            let backend = worker_orcd_cuda::CudaBackend::open(index).map_err(with_alternatives)?;
+            Ok(Box::new(backend))
+        }
+
+        fn with_alternatives(error: BackendError) -> BackendError {
+            match error {
+                BackendError::Unavailable { backend, reason } => BackendError::Unavailable {
+                    backend,
+                    reason: format!(
+                        "{reason}; use --backend wgpu for any Vulkan, Metal or DX12 adapter, or --backend reference"
+                    ),
+                },
+                other => other,
+            }
+        }
+
+        fn enumerate_cuda() -> Result<Vec<DeviceSummary>, BackendError> {
+            let summaries = worker_orcd_cuda::enumerate()?;
+            Ok(summaries.into_iter().map(|device| DeviceSummary {
+                backend: BackendChoice::Cuda,
+                index: device.index,
+                description: device.description,
+                total_memory_bytes: device.total_memory_bytes,
+            }).collect())
+        }
+    } else {
+        fn open_cuda(_: usize) -> Result<Box<dyn Backend>, BackendError> {
+            Err(BackendError::Unavailable {
+                backend: "cuda",
+                reason: "this build has no cuda backend; use --backend wgpu for any Vulkan, Metal or DX12 adapter, \
+                         or --backend reference"
+                    .into(),
+            })
+        }
+
+        fn enumerate_cuda() -> Result<Vec<DeviceSummary>, BackendError> {
+            Err(not_built("cuda"))
+        }
+    }
+}
+
+cfg_if! {
+    if #[cfg(feature = "wgpu")] {
+        fn open_wgpu(index: usize) -> Result<Box<dyn Backend>, BackendError> {
+            Ok(Box::new(worker_orcd_wgpu::WgpuBackend::open(index)?))
+        }
+
+        fn enumerate_wgpu() -> Result<Vec<DeviceSummary>, BackendError> {
+            let summaries = worker_orcd_wgpu::enumerate()?;
+            Ok(summaries.into_iter().map(|device| DeviceSummary {
+                backend: BackendChoice::Wgpu,
+                index: device.index,
+                description: device.description,
+                total_memory_bytes: 0,
+            }).collect())
+        }
+    } else {
+        fn open_wgpu(_: usize) -> Result<Box<dyn Backend>, BackendError> {
+            Err(not_built("wgpu"))
+        }
+
+        fn enumerate_wgpu() -> Result<Vec<DeviceSummary>, BackendError> {
+            Err(not_built("wgpu"))
+        }
+    }
+}

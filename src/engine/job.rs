@@ -145,6 +145,12 @@ pub enum EngineError {
         /// The worker's context.
         context: usize,
     },
+    /// The job breaks what [`Job`] promises.
+    #[error("invalid job: {reason}")]
+    InvalidJob {
+        /// Rule broken.
+        reason: &'static str,
+    },
     /// The cache has no block left for this sequence and none can be freed.
     #[error("key/value cache exhausted")]
     KvExhausted,

@@ -34,9 +34,12 @@ impl ByteBpe {
     ///
     /// # Errors
     /// A byte without a token.
-    pub(super) fn build(vocab: &Vocab, rules: PieceRules, merges: MergeTable) -> Result<Self, TokenizerError> {
-        let byte_ids =
-            vocab.byte_ids(TokenKind::Normal, |byte| byte_alphabet::char_of(byte).to_string())?;
+    pub(super) fn build(
+        vocab: &Vocab,
+        rules: PieceRules,
+        merges: MergeTable,
+    ) -> Result<Self, TokenizerError> {
+        let byte_ids = vocab.byte_ids(TokenKind::Normal, |byte| byte_alphabet::char_of(byte).to_string())?;
         Ok(Self { rules, byte_ids, merges })
     }
 
@@ -59,8 +62,7 @@ impl ByteBpe {
                 return;
             }
         }
-        let mut symbols: Vec<u32> =
-            piece.bytes().map(|byte| self.byte_ids[usize::from(byte)]).collect();
+        let mut symbols: Vec<u32> = piece.bytes().map(|byte| self.byte_ids[usize::from(byte)]).collect();
         merge_symbols(&self.merges, &mut symbols);
         ids.append(&mut symbols);
     }

@@ -101,7 +101,8 @@ fn byte_model(source: &VocabSource<'_>, vocab: &Vocab) -> Result<(Model, bool), 
     let pairs = lines.iter().map(|&line| {
         // The first half may itself begin with a space, the separator cannot.
         let cut = line.bytes().skip(1).position(|byte| byte == b' ').map_or(0, |at| at + 1);
-        line.split_at_checked(cut).map_or(("", ""), |(left, right)| (left, right.get(1..).unwrap_or_default()))
+        line.split_at_checked(cut)
+            .map_or(("", ""), |(left, right)| (left, right.get(1..).unwrap_or_default()))
     });
     let merges = merge_table(vocab, pairs)?;
     Ok((Model::Bytes(ByteBpe::build(vocab, rules, merges)?), llama3))

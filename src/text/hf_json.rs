@@ -16,7 +16,7 @@ use super::byte_alphabet;
 use super::byte_bpe::{ByteBpe, PieceRules};
 use super::error::TokenizerError;
 use super::gguf_bpe::merge_table;
-use super::hf_file::{AddedToken, ModelFile, TokenizerFile};
+use super::hf_file::{AddedToken, MergePair, ModelFile, TokenizerFile};
 use super::sentence_bpe::SentenceBpe;
 use super::special::WholeToken;
 use super::split::Splitter;
@@ -64,8 +64,7 @@ impl Tokenizer {
         let pipeline = Pipeline::recognise(&normalizer, &pre_tokenizer, file.ignore_merges)?;
         let form = pipeline.form();
         let vocab = build_vocab(&file, &added_tokens, form)?;
-        let merges =
-            merge_table(&vocab, file.merges.iter().map(|pair| (pair.0.as_str(), pair.1.as_str())))?;
+        let merges = merge_table(&vocab, file.merges.iter().map(|pair| (pair.0.as_str(), pair.1.as_str())))?;
         let model = match pipeline {
             Pipeline::Bytes(rules) => Model::Bytes(ByteBpe::build(&vocab, rules, merges)?),
             Pipeline::Sentence { .. } if !file.byte_fallback => {
@@ -236,8 +235,15 @@ fn is_byte_token(text: &str) -> bool {
     text.len() == 6 && text.starts_with("<0x") && text.ends_with('>')
 }
 
-/// The crate's model. Its merges were checked by `merge_table`: the crate itself panics on some that are wrong.
+/// The crate's model. `merge_table` has checked the merges against all tokens; the crate knows only the model's own and
+/// panics on a merge longer than the longest of them.
 fn build_bpe(file: ModelFile) -> Result<BPE, TokenizerError> {
+    let longest = file.vocab.keys().map(String::len).max().unwrap_or(0);
+    let too_long = |pair: &MergePair| pair.0.len() + pair.1.len() > longest;
+    if let Some((rank, pair)) = file.merges.iter().enumerate().find(|(_, pair)| too_long(pair)) {
+        let text = format!("{} {}", pair.0, pair.1);
+        return Err(TokenizerError::Merge { rank, text, problem: "the halves together are not a token" });
+    }
     let merges = file.merges.into_iter().map(|pair| (pair.0, pair.1)).collect();
     let vocab: tokenizers::models::bpe::Vocab = file.vocab.into_iter().collect();
     let mut builder = BpeBuilder::new()
@@ -285,3 +291,6 @@ fn template_of(post_processor: &Value) -> &[Value] {
     };
     step.and_then(|step| step.get("single")?.as_array()).map(Vec::as_slice).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

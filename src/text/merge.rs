@@ -169,8 +169,7 @@ impl<'a> Chain<'a> {
     fn look_up(&mut self, at: u32) {
         let here = at as usize;
         let next = self.next[here];
-        let found =
-            if next == NONE { None } else { self.table.get(self.id[here], self.id[next as usize]) };
+        let found = if next == NONE { None } else { self.table.get(self.id[here], self.id[next as usize]) };
         self.pair[here] = found.unwrap_or(Merge { rank: NONE, id: NONE });
         if let Some(merge) = found {
             self.queues.entry(merge.rank).or_default().push(at);

@@ -199,8 +199,9 @@ impl Tokenizer {
 
     /// Encodes a stretch of text without special tokens.
     fn encode_ordinary(&self, text: &str, ids: &mut Vec<u32>) {
-        let delegated =
-            |piece: &str, ids: &mut Vec<u32>| self.hugging_face.as_ref().is_some_and(|hf| hf.encode_piece(piece, ids));
+        let delegated = |piece: &str, ids: &mut Vec<u32>| {
+            self.hugging_face.as_ref().is_some_and(|hf| hf.encode_piece(piece, ids))
+        };
         match &self.model {
             Model::Bytes(model) => model.for_each_piece(text, |piece| {
                 if !delegated(piece, ids) {
@@ -264,9 +265,8 @@ impl Tokenizer {
         for &id in ids {
             bytes.extend(if options.show_special { self.literal_bytes(id) } else { self.token_bytes(id) });
         }
-        let start = usize::from(
-            self.has_space_prefix() && !options.continues_text && bytes.first() == Some(&b' '),
-        );
+        let start =
+            usize::from(self.has_space_prefix() && !options.continues_text && bytes.first() == Some(&b' '));
         String::from_utf8_lossy(bytes.get(start..).unwrap_or_default()).into_owned()
     }
 }

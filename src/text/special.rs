@@ -148,7 +148,10 @@ mod tests {
     fn strips_take_the_whitespace_between_matches_only() {
         let token = WholeToken { lstrip: true, rstrip: true, ..WholeToken::plain(7, "<s>") };
         let m = SpecialMatcher::build([token]);
-        assert_eq!(m.fragments(" a \n<s>\t\u{3000}b <s> <s>"), [Text(0..2), Token(7), Text(11..12), Token(7), Token(7)]);
+        assert_eq!(
+            m.fragments(" a \n<s>\t\u{3000}b <s> <s>"),
+            [Text(0..2), Token(7), Text(11..12), Token(7), Token(7)]
+        );
     }
 
     #[test]

@@ -55,7 +55,15 @@ mod tests {
 
     #[test]
     fn each_family_stops_where_its_chat_format_says() {
-        let harmony = ["<|endoftext|>", "<|return|>", "<|end|>", "<|message|>", "<|call|>", "<|user|>", "<|assistant|>"];
+        let harmony = [
+            "<|endoftext|>",
+            "<|return|>",
+            "<|end|>",
+            "<|message|>",
+            "<|call|>",
+            "<|user|>",
+            "<|assistant|>",
+        ];
         assert_eq!(stops(&harmony, Some(2)), ["<|endoftext|>", "<|return|>", "<|call|>"]);
         let phi = ["<s>", "<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>"];
         assert_eq!(stops(&phi, Some(1)), ["<|endoftext|>", "<|assistant|>", "<|end|>"]);

@@ -183,10 +183,9 @@ fn parse_byte_token(id: u32, text: &[u8]) -> Result<u8, TokenizerError> {
         [b'<', b'0', b'x', high, low, b'>'] => hex_digit(*high).zip(hex_digit(*low)),
         _ => None,
     };
-    parsed.map(|(high, low)| high << 4 | low).ok_or_else(|| TokenizerError::ByteToken {
-        id,
-        text: String::from_utf8_lossy(text).into_owned(),
-    })
+    parsed
+        .map(|(high, low)| high << 4 | low)
+        .ok_or_else(|| TokenizerError::ByteToken { id, text: String::from_utf8_lossy(text).into_owned() })
 }
 
 fn hex_digit(digit: u8) -> Option<u8> {

@@ -92,7 +92,7 @@ fn tricky_text() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
     fn scanners_are_their_regular_expressions(text in tricky_text()) {
         thread_local! {

@@ -9,16 +9,16 @@ use worker_orcd::text::{SpecialIds, Tokenizer};
 use crate::gguf_vocab::VocabFile;
 
 /// The project's own demo model.
-pub const HAIKU_JSON: &str = "models/haiku-moe/tokenizer.json";
+pub(crate) const HAIKU_JSON: &str = "models/haiku-moe/tokenizer.json";
 /// The project's own demo model.
-pub const HAIKU_GGUF: &str = "models/haiku-moe/haiku-moe-mxfp4.gguf";
+pub(crate) const HAIKU_GGUF: &str = "models/haiku-moe/haiku-moe-mxfp4.gguf";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// A file of the shared test data; `None`, said aloud, where the data is absent.
-pub fn shared(path: &str) -> Option<PathBuf> {
+pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     let folder = root().join("../shared/data");
     if !folder.is_dir() {
         println!("SKIPPED: {path}: there is no ../shared/data");
@@ -28,12 +28,12 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 }
 
 /// The tokenizer of a file inside the repository.
-pub fn bundled(path: &str) -> Arc<Tokenizer> {
+pub(crate) fn bundled(path: &str) -> Arc<Tokenizer> {
     load(&root().join(path))
 }
 
 /// The tokenizer of a `.gguf` or `.json` file.
-pub fn load(path: &Path) -> Arc<Tokenizer> {
+pub(crate) fn load(path: &Path) -> Arc<Tokenizer> {
     static LOADED: Mutex<BTreeMap<PathBuf, Arc<Tokenizer>>> = Mutex::new(BTreeMap::new());
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     let entry = loaded.entry(path.to_owned()).or_insert_with(|| {
@@ -48,7 +48,7 @@ pub fn load(path: &Path) -> Arc<Tokenizer> {
 }
 
 /// Every vocabulary at hand, of both kinds; the bundled ones always, the shared ones where they exist.
-pub fn all() -> Vec<(String, Arc<Tokenizer>)> {
+pub(crate) fn all() -> Vec<(String, Arc<Tokenizer>)> {
     let mut all = vec![
         ("haiku-moe.json".to_owned(), bundled(HAIKU_JSON)),
         ("haiku-moe.gguf".to_owned(), bundled(HAIKU_GGUF)),

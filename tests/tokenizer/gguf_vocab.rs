@@ -14,7 +14,7 @@ enum Value {
 }
 
 /// The metadata of one file.
-pub struct VocabFile {
+pub(crate) struct VocabFile {
     values: HashMap<String, Value>,
 }
 
@@ -74,7 +74,7 @@ impl Cursor<'_> {
 
 impl VocabFile {
     /// Reads the file at `path`.
-    pub fn read(path: &Path) -> Self {
+    pub(crate) fn read(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let mut cursor = Cursor(&bytes);
         cursor.take(16);
@@ -117,7 +117,7 @@ impl VocabFile {
     }
 
     /// The special ids of the file.
-    pub fn ids(&self) -> SpecialIds {
+    pub(crate) fn ids(&self) -> SpecialIds {
         let id = |name: &str| self.number(&format!("{name}_token_id")).map(|id| id as u32);
         let flag = |name: &str| self.number(name).map(|flag| flag != 0.0);
         SpecialIds {
@@ -133,7 +133,7 @@ impl VocabFile {
     }
 
     /// The tokenizer metadata.
-    pub fn source(&self) -> VocabSource<'_> {
+    pub(crate) fn source(&self) -> VocabSource<'_> {
         let tokens = self.strings("tokenizer.ggml.tokens").unwrap_or_default();
         let merges = self.strings("tokenizer.ggml.merges");
         VocabSource {

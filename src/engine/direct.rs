@@ -1,0 +1,132 @@
+//! Runs one sequence step by step without a scheduler: what `logits`, `perplexity`, `compare` and `bench` need.
+
+use worker_orcd_core::{
+    Backend, BackendError, KvElement, KvLayout, OutputValue, PlanId, Program, SampleRow, StepInputs,
+    StepOutputs, StepShape,
+};
+
+use crate::model::{Recorder, StepHead};
+
+/// Shape of a direct run.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectOptions {
+    /// Positions the cache holds.
+    pub context: usize,
+    /// Most tokens per step.
+    pub chunk: usize,
+    /// Most output rows per step.
+    pub rows: usize,
+    /// Storage format of the cache.
+    pub element: KvElement,
+    /// Declare every value an output.
+    pub tapped: bool,
+}
+
+const BLOCK_SIZE: usize = 16;
+
+/// One sequence on one device.
+pub struct DirectRun {
+    backend: Box<dyn Backend>,
+    program: Program,
+    plan: PlanId,
+    tables: Vec<Vec<u32>>,
+    outputs: StepOutputs,
+}
+
+impl std::fmt::Debug for DirectRun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DirectRun").field("backend", &self.backend.name()).finish_non_exhaustive()
+    }
+}
+
+impl DirectRun {
+    /// Creates the cache and compiles the step on a backend that already has the weights.
+    ///
+    /// # Errors
+    /// Whatever the backend says.
+    pub fn new(
+        mut backend: Box<dyn Backend>,
+        recorder: &dyn Recorder,
+        options: &DirectOptions,
+    ) -> Result<Self, BackendError> {
+        let blocks = options.context.div_ceil(BLOCK_SIZE);
+        let groups = recorder.kv_groups();
+        backend.create_kv(&KvLayout {
+            block_size: BLOCK_SIZE,
+            element: options.element,
+            groups: groups.iter().map(|group| group.layout(blocks, blocks)).collect(),
+        })?;
+        let shape = StepShape { tokens: options.chunk, rows: options.rows, sequences: 1 };
+        let mut program = recorder.record(shape, StepHead::Logits)?;
+        if options.tapped {
+            program = program.tapped();
+        }
+        let plan = backend.compile(std::slice::from_ref(&program))?;
+        let missing = || BackendError::Program { label: program.name().into(), reason: "no plan came back".into() };
+        let plan = plan.first().copied().ok_or_else(missing)?;
+        let tables = vec![(0..blocks as u32).collect(); groups.len()];
+        let outputs = StepOutputs::for_program(&program);
+        Ok(Self { backend, program, plan, tables, outputs })
+    }
+
+    /// The recorded step.
+    pub const fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &dyn Backend {
+        self.backend.as_ref()
+    }
+
+    /// Runs `tokens` at positions `start..`, handing back the declared outputs; the cache keeps what came before.
+    ///
+    /// # Errors
+    /// Inputs beyond the shape, or a device error.
+    pub fn step(
+        &mut self,
+        tokens: &[u32],
+        start: usize,
+        out_rows: &[u32],
+    ) -> Result<&[OutputValue], BackendError> {
+        let positions: Vec<u32> = (start as u32..).take(tokens.len()).collect();
+        let sequences = vec![0; tokens.len()];
+        // Blocks are held in order, so a position is its own slot.
+        let slots: Vec<&[u32]> = self.tables.iter().map(|_| positions.as_slice()).collect();
+        let tables: Vec<&[u32]> = self.tables.iter().map(Vec::as_slice).collect();
+        let sampling = vec![SampleRow::GREEDY; out_rows.len()];
+        let inputs = StepInputs {
+            tokens,
+            positions: &positions,
+            sequences: &sequences,
+            slots: &slots,
+            block_tables: &tables,
+            out_rows,
+            sampling: &sampling,
+            penalty_tokens: &[],
+        };
+        self.backend.submit(self.plan, &inputs)?;
+        self.backend.wait(&mut self.outputs)?;
+        Ok(&self.outputs.values)
+    }
+
+    /// Runs a whole prompt from position 0 in chunks and returns the last position's logits.
+    ///
+    /// # Errors
+    /// An empty prompt, or a device error.
+    pub fn last_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, BackendError> {
+        let chunk = self.program.shape().tokens;
+        let logits = self.program.outputs().len() - 1;
+        let mut start = 0;
+        for part in tokens.chunks(chunk) {
+            let last = start + part.len() == tokens.len();
+            let row = [part.len() as u32 - 1];
+            let values = self.step(part, start, if last { &row } else { &[] })?;
+            if let (true, Some(OutputValue::F32(values))) = (last, values.get(logits)) {
+                return Ok(values.clone());
+            }
+            start += part.len();
+        }
+        Err(BackendError::Input { field: "tokens", reason: "a prompt needs at least one token".into() })
+    }
+}

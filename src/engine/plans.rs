@@ -1,0 +1,86 @@
+//! The compiled plans: every step shape with every head, chosen by the number of tokens.
+
+use worker_orcd_core::{Backend, BackendError, PlanId, StepOutputs};
+
+use super::config::EngineConfig;
+use super::model::{Recorder, StepHead};
+
+/// Who chooses the tokens of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chooser {
+    /// Logits are read back.
+    Host,
+    /// Only token ids are read back.
+    Device,
+}
+
+/// Plans of one head, by ascending number of tokens, and room for the outputs of the largest.
+#[derive(Debug)]
+struct Ladder {
+    plans: Vec<(usize, PlanId)>,
+    outputs: StepOutputs,
+}
+
+/// Every plan of the engine.
+#[derive(Debug)]
+pub(super) struct Plans {
+    host: Ladder,
+    device: Option<Ladder>,
+}
+
+impl Plans {
+    /// Records and compiles a plan for each shape and head, in one go, so that they share one arena.
+    pub(super) fn compile(
+        backend: &mut dyn Backend,
+        recorder: &dyn Recorder,
+        config: &EngineConfig,
+    ) -> Result<Self, BackendError> {
+        let shapes = config.step_shapes();
+        let mut heads = vec![StepHead::Logits];
+        if !config.host_sampling {
+            heads.push(StepHead::Sample { max_penalty_tokens: config.max_penalty_tokens });
+        }
+        let mut programs = Vec::with_capacity(heads.len() * shapes.len());
+        for &head in &heads {
+            for &shape in &shapes {
+                programs.push(recorder.record(shape, head)?);
+            }
+        }
+        let ids = backend.compile(&programs)?;
+        if ids.len() != programs.len() {
+            let reason = format!("{} plans for {} programs", ids.len(), programs.len());
+            return Err(BackendError::Execution { label: "compile".into(), reason });
+        }
+        let ladder = |head: usize| -> Option<Ladder> {
+            let range = head * shapes.len()..(head + 1) * shapes.len();
+            let largest = programs.get(range.clone())?.last()?;
+            let plans = shapes.iter().zip(&ids[range]).map(|(shape, &id)| (shape.tokens, id)).collect();
+            Some(Ladder { plans, outputs: StepOutputs::for_program(largest) })
+        };
+        let host = ladder(0).unwrap_or_else(|| Ladder { plans: vec![], outputs: StepOutputs::default() });
+        Ok(Self { host, device: ladder(1) })
+    }
+
+    /// Whether the device can choose tokens at all.
+    pub(super) const fn has_device_chooser(&self) -> bool {
+        self.device.is_some()
+    }
+
+    /// The smallest plan with room for `tokens`.
+    pub(super) fn choose(&mut self, chooser: Chooser, tokens: usize) -> Option<PlanId> {
+        let plans = &self.ladder(chooser).plans;
+        plans.iter().find(|(most, _)| *most >= tokens).map(|&(_, plan)| plan)
+    }
+
+    /// Where the outputs of a step go; as declared by its plan.
+    pub(super) fn outputs(&mut self, chooser: Chooser) -> &mut StepOutputs {
+        &mut self.ladder(chooser).outputs
+    }
+
+    fn ladder(&mut self, chooser: Chooser) -> &mut Ladder {
+        match (chooser, &mut self.device) {
+            (Chooser::Device, Some(device)) => device,
+            _ => &mut self.host,
+        }
+    }
+}

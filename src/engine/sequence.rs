@@ -1,0 +1,284 @@
+//! A job in the engine: its tokens so far, what of them is cached, and how it ends.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use worker_orcd_core::SampleRow;
+
+use super::blocks::SequenceBlocks;
+use super::job::{EngineError, FinishReason, Job, Sampling, TokenEvent, TokenLogprobs, Usage};
+
+/// What penalties need to know of the ids seen so far; empty when no penalty is on.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    seen: HashSet<u32>,
+    /// Distinct ids of prompt and generation, in order of first appearance.
+    pub(super) distinct: Vec<u32>,
+    /// How often each id was generated.
+    pub(super) generated: HashMap<u32, u32>,
+}
+
+impl History {
+    fn see(&mut self, sampling: &Sampling, id: u32) {
+        if repeats(sampling) && self.seen.insert(id) {
+            self.distinct.push(id);
+        }
+    }
+
+    fn generate(&mut self, sampling: &Sampling, id: u32) {
+        self.see(sampling, id);
+        if counts(sampling) {
+            *self.generated.entry(id).or_insert(0) += 1;
+        }
+    }
+}
+
+fn repeats(sampling: &Sampling) -> bool {
+    sampling.repetition_penalty.to_bits() != 1.0_f32.to_bits()
+}
+
+fn counts(sampling: &Sampling) -> bool {
+    sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0
+}
+
+/// One sequence.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub(super) id: String,
+    /// Prompt, then everything generated; a stop token is never part of it.
+    pub(super) tokens: Vec<u32>,
+    prompt_tokens: usize,
+    /// Leading tokens whose keys and values are cached.
+    pub(super) cached: usize,
+    pub(super) blocks: SequenceBlocks,
+    /// Length at which it ends: `max_tokens` or the end of the context.
+    max_length: usize,
+    stop_ids: Vec<u32>,
+    pub(super) sampling: Sampling,
+    pub(super) history: History,
+    deadline: Option<Instant>,
+    events: mpsc::Sender<TokenEvent>,
+    submitted: Instant,
+    admitted: Option<Instant>,
+    first_token: Option<Instant>,
+    outcome: Option<Result<FinishReason, EngineError>>,
+}
+
+impl Sequence {
+    /// A sequence for `job` in a context of `context` positions. `events` has room for all it will say:
+    /// [`Sequence::events_needed`].
+    pub(super) fn new(
+        job: Job,
+        context: usize,
+        events: mpsc::Sender<TokenEvent>,
+        submitted: Instant,
+    ) -> Self {
+        let prompt_tokens = job.prompt.len();
+        let mut history = History::default();
+        for &id in &job.prompt {
+            history.see(&job.sampling, id);
+        }
+        let max_length = prompt_tokens.saturating_add(job.max_tokens).min(context);
+        let mut tokens = job.prompt;
+        tokens.reserve_exact(max_length.saturating_sub(prompt_tokens));
+        Self {
+            id: job.id,
+            tokens,
+            prompt_tokens,
+            cached: 0,
+            blocks: SequenceBlocks::default(),
+            max_length,
+            stop_ids: job.stop_ids,
+            sampling: job.sampling,
+            history,
+            deadline: job.deadline,
+            events,
+            submitted,
+            admitted: None,
+            first_token: None,
+            outcome: None,
+        }
+    }
+
+    /// Most events `job` can cause: its tokens and the last word.
+    pub(super) fn events_needed(job: &Job, context: usize) -> usize {
+        job.max_tokens.min(context.saturating_sub(job.prompt.len())).saturating_add(1)
+    }
+
+    /// Tokens not cached yet; 1 while decoding.
+    pub(super) fn remaining(&self) -> usize {
+        self.tokens.len() - self.cached
+    }
+
+    /// Tokens generated so far; also the draw counter of the next one.
+    pub(super) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_tokens
+    }
+
+    /// Notes the first admission; whether it was.
+    pub(super) fn admit(&mut self, now: Instant) -> bool {
+        let first = self.admitted.is_none();
+        self.admitted.get_or_insert(now);
+        first
+    }
+
+    /// Whether it ever ran.
+    pub(super) const fn was_admitted(&self) -> bool {
+        self.admitted.is_some()
+    }
+
+    /// Whether the device can choose this sequence's next token.
+    pub(super) fn device_can_sample(&self, max_penalty_tokens: usize) -> bool {
+        let sampling = &self.sampling;
+        sampling.logprobs.is_none()
+            && sampling.logit_bias.is_empty()
+            && !counts(sampling)
+            && (!repeats(sampling) || self.history.distinct.len() <= max_penalty_tokens)
+    }
+
+    /// Parameters of the next choice.
+    pub(super) fn sample_row(&self) -> SampleRow {
+        SampleRow {
+            temperature: self.sampling.temperature,
+            top_p: self.sampling.top_p,
+            min_p: self.sampling.min_p,
+            repetition_penalty: self.sampling.repetition_penalty,
+            top_k: self.sampling.top_k,
+            seed_low: self.sampling.seed as u32,
+            seed_high: (self.sampling.seed >> 32) as u32,
+            draw: self.generated() as u32,
+        }
+    }
+
+    /// Takes the chosen token: says it, or ends the sequence, or both. Whether it was one to say.
+    pub(super) fn accept(&mut self, id: u32, logprobs: Option<TokenLogprobs>, now: Instant) -> bool {
+        self.first_token.get_or_insert(now);
+        if self.stop_ids.contains(&id) {
+            self.end(Ok(FinishReason::Stop));
+            return false;
+        }
+        let index = self.generated();
+        self.tokens.push(id);
+        self.history.generate(&self.sampling, id);
+        if self.events.try_send(TokenEvent::Token { id, index, logprobs }).is_err() {
+            self.end(Err(EngineError::Cancelled));
+        } else if self.tokens.len() >= self.max_length {
+            self.end(Ok(FinishReason::Length));
+        }
+        true
+    }
+
+    /// Decides how the sequence ends; the first decision stands.
+    pub(super) fn end(&mut self, outcome: Result<FinishReason, EngineError>) {
+        self.outcome.get_or_insert(outcome);
+    }
+
+    /// Whether it has ended and waits to be swept out.
+    pub(super) fn has_ended(&self) -> bool {
+        self.outcome.is_some()
+    }
+
+    /// Ends the sequence when its listener is gone or its time is up.
+    pub(super) fn check_listener_and_deadline(&mut self, now: Instant) {
+        if self.events.is_closed() {
+            self.end(Err(EngineError::Cancelled));
+        } else if self.deadline.is_some_and(|deadline| deadline <= now) {
+            self.end(Err(EngineError::DeadlineExceeded));
+        }
+    }
+
+    /// Says the last word. The caller has freed the blocks.
+    pub(super) fn announce_end(self, now: Instant) {
+        let usage = self.usage(now);
+        let event = match self.outcome {
+            Some(Ok(reason)) => TokenEvent::Finished { reason, usage },
+            Some(Err(error)) => TokenEvent::Failed { error },
+            None => TokenEvent::Failed { error: EngineError::ShuttingDown },
+        };
+        // A listener that went away does not hear it.
+        let _ = self.events.try_send(event);
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn outcome(&self) -> Option<&Result<FinishReason, EngineError>> {
+        self.outcome.as_ref()
+    }
+
+    fn usage(&self, now: Instant) -> Usage {
+        let admitted = self.admitted.unwrap_or(now);
+        let first_token = self.first_token.unwrap_or(now);
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: 0,
+            generated_tokens: self.generated(),
+            queue_time: admitted.saturating_duration_since(self.submitted),
+            prefill_time: first_token.saturating_duration_since(admitted),
+            decode_time: now.saturating_duration_since(first_token),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(prompt: &[u32], max_tokens: usize) -> Job {
+        Job {
+            id: "job".into(),
+            prompt: prompt.to_vec(),
+            max_tokens,
+            stop_ids: vec![9],
+            sampling: Sampling {
+                repetition_penalty: 1.1,
+                presence_penalty: 0.5,
+                seed: 1 << 32,
+                ..Sampling::greedy()
+            },
+            deadline: None,
+        }
+    }
+
+    #[test]
+    fn tokens_are_said_and_the_stop_token_is_not() {
+        let (events, mut listener) = mpsc::channel(8);
+        let now = Instant::now();
+        let mut sequence = Sequence::new(job(&[1, 2, 1], 5), 100, events, now);
+        assert_eq!(sequence.history.distinct, [1, 2]);
+        assert!(sequence.accept(2, None, now) && !sequence.has_ended());
+        assert_eq!((sequence.sample_row().draw, sequence.sample_row().seed_high), (1, 1));
+        assert_eq!(sequence.history.generated.get(&2), Some(&1));
+        assert!(!sequence.accept(9, None, now));
+        assert_eq!(sequence.outcome(), Some(&Ok(FinishReason::Stop)));
+        sequence.announce_end(now);
+        assert_eq!(listener.try_recv(), Ok(TokenEvent::Token { id: 2, index: 0, logprobs: None }));
+        let Ok(TokenEvent::Finished { usage, .. }) = listener.try_recv() else { panic!("no end") };
+        assert_eq!((usage.prompt_tokens, usage.generated_tokens), (3, 1));
+    }
+
+    #[test]
+    fn the_context_ends_a_sequence_and_the_channel_is_large_enough() {
+        let job = job(&[1, 2, 3], 50);
+        assert_eq!(Sequence::events_needed(&job, 5), 3);
+        let (events, mut listener) = mpsc::channel(Sequence::events_needed(&job, 5));
+        let now = Instant::now();
+        let mut sequence = Sequence::new(job, 5, events, now);
+        sequence.accept(4, None, now);
+        sequence.accept(5, None, now);
+        assert_eq!(sequence.outcome(), Some(&Ok(FinishReason::Length)));
+        sequence.announce_end(now);
+        assert_eq!(std::iter::from_fn(|| listener.try_recv().ok()).count(), 3);
+    }
+
+    #[test]
+    fn a_lost_listener_ends_the_sequence() {
+        let (events, listener) = mpsc::channel(8);
+        let now = Instant::now();
+        let mut sequence = Sequence::new(job(&[1], 5), 100, events, now);
+        sequence.check_listener_and_deadline(now);
+        assert!(!sequence.has_ended());
+        drop(listener);
+        sequence.check_listener_and_deadline(now);
+        assert_eq!(sequence.outcome(), Some(&Err(EngineError::Cancelled)));
+    }
+}
