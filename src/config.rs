@@ -1,1 +1,281 @@
-//! config
+//! What the operator asks of a worker: the flags of the server, their environment variables and their bounds.
+//!
+//! Flags only carry types; every bound is checked by [`WorkerConfig::validate`], so that values from any source meet
+//! the same rules.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::server::random;
+
+/// Where the model runs. There is no fallback from one to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendChoice {
+    /// An NVIDIA GPU.
+    Cuda,
+    /// Any Vulkan, Metal or DX12 adapter.
+    Wgpu,
+    /// The scalar interpreter on the CPU: correct and slow.
+    Reference,
+}
+
+impl BackendChoice {
+    /// The name on the command line and in `/health`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cuda => "cuda",
+            Self::Wgpu => "wgpu",
+            Self::Reference => "reference",
+        }
+    }
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Which model, served how.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// GGUF file, or the first file of a split model
+    #[arg(long, env = "WORKER_ORCD_MODEL", value_name = "FILE")]
+    pub model: PathBuf,
+    /// Hugging Face tokenizer.json; the one beside the model, else the model's own vocabulary, when omitted
+    #[arg(long, env = "WORKER_ORCD_TOKENIZER", value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Most positions of one sequence; the model's own limit, at most 16384, when omitted
+    #[arg(long, env = "WORKER_ORCD_CONTEXT", value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// Bytes copied to the device at a time while loading
+    #[arg(long, env = "WORKER_ORCD_CHUNK_BYTES", value_name = "BYTES", default_value_t = 1 << 20)]
+    pub chunk_bytes: usize,
+    /// Round the ends of YaRN's ramp as llama.cpp does
+    #[arg(long, env = "WORKER_ORCD_YARN_TRUNCATE")]
+    pub yarn_truncate: bool,
+    /// Ignore Phi-3's sliding window as llama.cpp does
+    #[arg(long, env = "WORKER_ORCD_IGNORE_PHI3_WINDOW")]
+    pub ignore_phi3_window: bool,
+    /// Run a file that has tensors its architecture has no use for
+    #[arg(long, env = "WORKER_ORCD_ALLOW_UNKNOWN_TENSORS")]
+    pub allow_unknown_tensors: bool,
+}
+
+/// Flags of the server; each is also an environment variable, and a flag wins over its variable.
+#[derive(Args, Clone, Debug)]
+pub struct WorkerConfig {
+    /// Name of this worker in logs and in /health; a random UUID when omitted
+    #[arg(long, env = "WORKER_ORCD_WORKER_ID", default_value_t = random::uuid(), hide_default_value = true)]
+    pub worker_id: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Index of the GPU
+    #[arg(long, env = "WORKER_ORCD_GPU_DEVICE", default_value_t = 0)]
+    pub gpu_device: usize,
+    /// Port to listen on, 1024-65535
+    #[arg(long, env = "WORKER_ORCD_PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Address to listen on
+    #[arg(long, env = "WORKER_ORCD_HOST", default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Where the model runs; a worker never falls back to another backend by itself
+    #[arg(long, env = "WORKER_ORCD_BACKEND", value_enum, default_value_t = BackendChoice::Cuda)]
+    pub backend: BackendChoice,
+    /// Most prompt tokens of one request; the context's length when omitted
+    #[arg(long, env = "WORKER_ORCD_MAX_TOKENS_IN", value_name = "TOKENS")]
+    pub max_tokens_in: Option<usize>,
+    /// Most tokens one request may generate
+    #[arg(long, env = "WORKER_ORCD_MAX_TOKENS_OUT", value_name = "TOKENS", default_value_t = 2048)]
+    pub max_tokens_out: usize,
+    /// Seconds after which a request is given up
+    #[arg(long, env = "WORKER_ORCD_INFERENCE_TIMEOUT_SEC", value_name = "SECONDS", default_value_t = 300)]
+    pub inference_timeout_sec: u64,
+    /// Memory of the key/value cache in MiB; room for one full context, at least 8192 positions, when
+    /// omitted
+    #[arg(long, env = "WORKER_ORCD_KV_CACHE_MB", value_name = "MIB")]
+    pub kv_cache_mb: Option<usize>,
+    /// Most sequences that run at once
+    #[arg(long, env = "WORKER_ORCD_MAX_BATCH", value_name = "SEQUENCES", default_value_t = 16)]
+    pub max_batch: usize,
+    /// Most prompt tokens per step; running sequences go first
+    #[arg(long, env = "WORKER_ORCD_PREFILL_CHUNK", value_name = "TOKENS", default_value_t = 512)]
+    pub prefill_chunk: usize,
+    /// Most requests that wait; one more is answered 429
+    #[arg(long, env = "WORKER_ORCD_MAX_QUEUE", value_name = "REQUESTS", default_value_t = 64)]
+    pub max_queue: usize,
+    /// Seconds that running requests get to finish after a shutdown was asked for
+    #[arg(long, env = "WORKER_ORCD_DRAIN_TIMEOUT_SEC", value_name = "SECONDS", default_value_t = 4)]
+    pub drain_timeout_sec: u64,
+    /// How log lines on stderr look
+    #[arg(long, env = "WORKER_ORCD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    pub log_format: LogFormat,
+    /// Which log lines are written: off, error, warn, info, debug, trace, or `target=level,…`
+    #[arg(long, env = "WORKER_ORCD_LOG_LEVEL", value_name = "FILTER", default_value = "info")]
+    pub log_level: String,
+}
+
+/// A flag outside its bounds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{flag}: expected {expected}, got {got}")]
+pub struct ConfigError {
+    /// The flag's name with its dashes.
+    pub flag: &'static str,
+    /// The rule.
+    pub expected: &'static str,
+    /// The value.
+    pub got: String,
+}
+
+impl WorkerConfig {
+    /// Checks every bound; the first flag that breaks one is named.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the flag, the rule and the value.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let id_ok = (1..=128).contains(&self.worker_id.len())
+            && self.worker_id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
+        let tokens = 1..=16_777_216_usize;
+        let optional_tokens = |count: Option<usize>| count.is_none_or(|count| tokens.contains(&count));
+        let shown = |count: Option<usize>| count.map_or_else(String::new, |count| count.to_string());
+
+        check("--worker-id", id_ok, "1 to 128 letters, digits, '-', '_', '.' or ':'", &self.worker_id)?;
+        check("--model", !self.model.model.as_os_str().is_empty(), "a path", "")?;
+        check("--port", self.port >= 1024, "1024 to 65535", self.port)?;
+        check(
+            "--max-tokens-in",
+            optional_tokens(self.max_tokens_in),
+            "1 to 16777216",
+            shown(self.max_tokens_in),
+        )?;
+        check(
+            "--max-tokens-out",
+            tokens.contains(&self.max_tokens_out),
+            "1 to 16777216",
+            self.max_tokens_out,
+        )?;
+        check("--context", optional_tokens(self.model.context), "1 to 16777216", shown(self.model.context))?;
+        let timeout = self.inference_timeout_sec;
+        check("--inference-timeout-sec", (1..=86_400).contains(&timeout), "1 to 86400", timeout)?;
+        let kv_ok = self.kv_cache_mb.is_none_or(|mib| (1..=16_777_216).contains(&mib));
+        check("--kv-cache-mb", kv_ok, "1 to 16777216", shown(self.kv_cache_mb))?;
+        check("--max-batch", (1..=1024).contains(&self.max_batch), "1 to 1024", self.max_batch)?;
+        check(
+            "--prefill-chunk",
+            (1..=65_536).contains(&self.prefill_chunk),
+            "1 to 65536",
+            self.prefill_chunk,
+        )?;
+        check("--max-queue", (1..=65_536).contains(&self.max_queue), "1 to 65536", self.max_queue)?;
+        let chunk_ok = (4096..=1 << 30).contains(&self.model.chunk_bytes);
+        check("--chunk-bytes", chunk_ok, "4096 to 1073741824", self.model.chunk_bytes)?;
+        let drain = self.drain_timeout_sec;
+        check("--drain-timeout-sec", drain <= 3600, "0 to 3600", drain)?;
+        let filter_ok = tracing_subscriber::EnvFilter::try_new(&self.log_level).is_ok();
+        check("--log-level", filter_ok, "a level or target=level,…", &self.log_level)
+    }
+
+    /// Longest life of a request.
+    pub const fn inference_timeout(&self) -> Duration {
+        Duration::from_secs(self.inference_timeout_sec)
+    }
+
+    /// Time that running requests get after a shutdown was asked for.
+    pub const fn drain_timeout(&self) -> Duration {
+        Duration::from_secs(self.drain_timeout_sec)
+    }
+}
+
+fn check(
+    flag: &'static str,
+    holds: bool,
+    expected: &'static str,
+    got: impl ToString,
+) -> Result<(), ConfigError> {
+    if holds { Ok(()) } else { Err(ConfigError { flag, expected, got: got.to_string() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        config: WorkerConfig,
+    }
+
+    fn parse(flags: &[&str]) -> Result<WorkerConfig, clap::Error> {
+        let line = ["worker-orcd", "--model", "m.gguf"].iter().chain(flags);
+        Line::try_parse_from(line).map(|line| line.config)
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!(config.backend, BackendChoice::Cuda);
+        assert_eq!(config.max_tokens_out, 2048);
+        assert_eq!(config.inference_timeout_sec, 300);
+        assert_eq!(config.max_batch, 16);
+        assert_eq!(config.drain_timeout_sec, 4);
+        assert_eq!(config.host.to_string(), "127.0.0.1");
+        assert_eq!(config.worker_id.len(), 36, "a UUID is generated");
+    }
+
+    #[test]
+    fn bounds_hold_on_both_sides() {
+        for (flag, good, bad) in [
+            ("--port", &["1024", "65535"][..], &["0", "1023"][..]),
+            ("--max-tokens-in", &["1"], &["0", "16777217"]),
+            ("--max-tokens-out", &["1"], &["0", "16777217"]),
+            ("--inference-timeout-sec", &["1", "86400"], &["0", "86401"]),
+            ("--kv-cache-mb", &["1"], &["0"]),
+            ("--context", &["1"], &["0"]),
+            ("--max-batch", &["1", "1024"], &["0", "1025"]),
+            ("--prefill-chunk", &["1", "65536"], &["0", "65537"]),
+            ("--max-queue", &["1", "65536"], &["0", "65537"]),
+            ("--chunk-bytes", &["4096", "1073741824"], &["4095", "1073741825"]),
+            ("--drain-timeout-sec", &["0", "3600"], &["3601"]),
+            ("--log-level", &["debug", "worker_orcd=trace,warn"], &["a=b=c"]),
+            ("--worker-id", &["w", "0190-a.b:c_d"], &["", "two words", "é"]),
+        ] {
+            for value in good {
+                assert_eq!(parse(&[flag, value]).unwrap().validate(), Ok(()), "{flag} {value}");
+            }
+            for value in bad {
+                let error = parse(&[flag, value]).unwrap().validate().unwrap_err();
+                assert_eq!((error.flag, error.got.as_str()), (flag, *value), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn types_are_checked_by_the_parser() {
+        for flags in
+            [["--port", "65536"], ["--backend", "cpu"], ["--host", "nowhere"], ["--gpu-device", "-1"]]
+        {
+            assert!(parse(&flags).is_err(), "{flags:?}");
+        }
+        assert!(Line::try_parse_from(["worker-orcd"]).is_err(), "the model is required");
+    }
+
+    #[test]
+    fn every_flag_has_an_environment_variable() {
+        use clap::CommandFactory;
+        for flag in
+            Line::command().get_arguments().filter(|flag| flag.get_long().is_some_and(|l| l != "help"))
+        {
+            let expected = format!("WORKER_ORCD_{}", flag.get_id().as_str().to_uppercase());
+            assert_eq!(flag.get_env().and_then(|name| name.to_str()), Some(expected.as_str()));
+        }
+    }
+}

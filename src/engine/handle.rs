@@ -13,13 +13,13 @@ use super::batch::Batch;
 use super::blocks::CacheBlocks;
 use super::config::{EngineConfig, StartError};
 use super::job::{EngineError, Job, JobStream};
-use super::model::Recorder;
 use super::plans::Plans;
 use super::sampler::Sampler;
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use super::stats::{Counters, EngineStats, Health, Shared, add};
 use super::step_loop::{Command, StepLoop};
+use crate::model::Recorder;
 
 /// A handle to the running engine; clones talk to the same one. When all are gone, it ends what it has and stops.
 #[derive(Clone, Debug)]
@@ -114,14 +114,8 @@ impl Engine {
             let (prompt_tokens, context) = (job.prompt.len(), shared.context);
             return Err(EngineError::PromptTooLong { prompt_tokens, context });
         }
-        if job.prompt.is_empty() {
-            return Err(EngineError::InvalidJob { reason: "prompt is empty" });
-        }
-        if job.max_tokens == 0 {
-            return Err(EngineError::InvalidJob { reason: "max_tokens is 0" });
-        }
-        if job.prompt.iter().any(|&id| id as usize >= shared.vocab_size) {
-            return Err(EngineError::InvalidJob { reason: "prompt holds an id outside the vocabulary" });
+        if let Some(reason) = broken_rule(&job, shared.vocab_size) {
+            return Err(EngineError::InvalidJob { reason });
         }
         shared.enter_queue().map_err(|waiting| {
             add(&shared.counters.rejected, 1);
@@ -198,4 +192,18 @@ impl Engine {
     pub fn context_length(&self) -> usize {
         self.shared.context
     }
+}
+
+/// The first promise of [`Job`] that `job` breaks.
+fn broken_rule(job: &Job, vocab_size: usize) -> Option<&'static str> {
+    if job.prompt.is_empty() {
+        return Some("prompt is empty");
+    }
+    if job.max_tokens == 0 {
+        return Some("max_tokens is 0");
+    }
+    if job.prompt.iter().any(|&id| id as usize >= vocab_size) {
+        return Some("prompt holds an id outside the vocabulary");
+    }
+    job.sampling.broken_rule()
 }

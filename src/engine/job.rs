@@ -45,6 +45,25 @@ impl Sampling {
             logprobs: None,
         }
     }
+
+    /// The first promise the values break. A device refuses a whole step for the sake of one such row.
+    pub fn broken_rule(&self) -> Option<&'static str> {
+        let zero_to_one = 0.0..=1.0;
+        let finite = |value: f32| value.is_finite();
+        let rules = [
+            (finite(self.temperature) && self.temperature >= 0.0, "temperature is negative or not finite"),
+            (self.top_p > 0.0 && self.top_p <= 1.0, "top_p is not in (0, 1]"),
+            (zero_to_one.contains(&self.min_p), "min_p is not in [0, 1]"),
+            (
+                finite(self.repetition_penalty) && self.repetition_penalty > 0.0,
+                "repetition_penalty is not positive and finite",
+            ),
+            (finite(self.frequency_penalty), "frequency_penalty is not finite"),
+            (finite(self.presence_penalty), "presence_penalty is not finite"),
+            (self.logit_bias.iter().all(|&(_, bias)| finite(bias)), "a logit_bias is not finite"),
+        ];
+        rules.into_iter().find(|(holds, _)| !holds).map(|(_, rule)| rule)
+    }
 }
 
 /// A validated request: it cannot be wrong any more, only unlucky.

@@ -12,9 +12,10 @@
 mod batch;
 pub mod blocks;
 mod config;
+pub mod direct;
 mod handle;
 pub mod job;
-mod model;
+mod memory;
 mod plans;
 mod sampler;
 mod scheduler;
@@ -25,5 +26,5 @@ mod step_loop;
 pub use config::{EngineConfig, KvBudget, MAX_KV_GROUPS, StartError};
 pub use handle::Engine;
 pub use job::{EngineError, FinishReason, Job, JobStream, Sampling, TokenEvent, TokenLogprobs, Usage};
-pub use model::{KvGroupSpec, Recorder, StepHead};
+pub use memory::{MemoryPlan, memory_plan};
 pub use stats::{EngineStats, Health};

@@ -3,7 +3,7 @@
 use worker_orcd_core::{Backend, BackendError, PlanId, StepOutputs};
 
 use super::config::EngineConfig;
-use super::model::{Recorder, StepHead};
+use crate::model::{Recorder, StepHead};
 
 /// Who chooses the tokens of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -200,10 +200,19 @@ impl StepLoop {
         Ok(())
     }
 
-    /// The device failed: every sequence does, and no other will be taken.
+    /// A step failed. Inputs the backend refused, before it ran anything, cost their own sequences; after any other
+    /// error the device is gone: every sequence fails, and no other will be taken.
     fn break_down(&mut self, error: &BackendError) {
         let reason = error.to_string();
         tracing::error!(event = "error", %error, "step");
+        if matches!(error, BackendError::Input { .. }) {
+            for slice in &self.scheduler.step {
+                if let Some(sequence) = self.scheduler.running.get_mut(slice.running) {
+                    sequence.end(Err(EngineError::Device { reason: reason.clone() }));
+                }
+            }
+            return;
+        }
         self.shared.fault.get_or_init(|| reason.clone());
         self.shared.broken.get_or_init(|| reason.clone());
         self.end_all(&EngineError::Device { reason });

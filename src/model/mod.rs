@@ -10,19 +10,19 @@ mod gpt_oss;
 mod kind;
 mod layers;
 mod llama;
-mod memory;
 mod parts;
 mod phi3;
 mod qwen2;
 mod rope;
 mod weights;
 
-use worker_orcd_core::{Backend, BackendError, KvLayer, Program, ProgramBuilder, StepShape, WeightSpec};
+use worker_orcd_core::{
+    Backend, BackendError, KvElement, KvGroup, KvLayer, Program, ProgramBuilder, StepShape, WeightSpec,
+};
 
 pub use config::{Architecture, ModelConfig, MoeConfig, Parity, RopeConfig, RopeScaling};
 pub use kind::quant_kind;
 pub use layers::{Attention, ExpertProjection, FeedForward, Layer, Norm, Projection, Rotary, Transformer};
-pub use memory::{KvBudget, MemoryPlan};
 pub use weights::{WeightEntry, WeightSource};
 
 use crate::gguf::{Gguf, GgufError, validate_rows};
@@ -139,8 +139,26 @@ pub struct KvGroupSpec {
     pub num_kv_heads: usize,
     /// Elements per head.
     pub head_dim: usize,
-    /// Visible positions; `None` = all.
+    /// Positions a query sees, its own included; `None` = all before it.
     pub window: Option<usize>,
+}
+
+impl KvGroupSpec {
+    /// Bytes of one block of `block_size` positions in every layer of the group, keys and values together.
+    pub const fn block_bytes(&self, block_size: usize, element: KvElement) -> usize {
+        2 * self.layers * self.num_kv_heads * self.head_dim * block_size * element.bytes()
+    }
+
+    /// The group's place in the cache layout.
+    pub const fn layout(&self, num_blocks: usize, max_blocks_per_sequence: usize) -> KvGroup {
+        KvGroup {
+            layers: self.layers,
+            num_kv_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+            num_blocks,
+            max_blocks_per_sequence,
+        }
+    }
 }
 
 /// What the engine needs of a loaded model.

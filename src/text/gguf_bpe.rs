@@ -3,7 +3,7 @@
 use super::byte_bpe::{ByteBpe, PieceRules};
 use super::error::TokenizerError;
 use super::merge::{Merge, MergeTable};
-use super::sentence_bpe::SentenceBpe;
+use super::sentence_bpe::{SentenceBpe, SpacePrefix};
 use super::special::WholeToken;
 use super::split::Splitter;
 use super::vocab::{TextForm, TokenKind, Vocab};
@@ -77,14 +77,13 @@ fn token_kinds(source: &VocabSource<'_>) -> Result<Vec<TokenKind>, TokenizerErro
     (0u32..)
         .zip(types.iter().take(count))
         .map(|(id, &number)| match number {
-            1 => Ok(TokenKind::Normal),
             2 => Ok(TokenKind::Unknown),
             3 => Ok(TokenKind::Control),
             4 => Ok(TokenKind::UserDefined),
             5 => Ok(TokenKind::Unused),
             // Byte tokens are a SentencePiece notion; byte-level vocabularies have ordinary ones.
             6 if source.model == "llama" => Ok(TokenKind::Byte),
-            6 => Ok(TokenKind::Normal),
+            1 | 6 => Ok(TokenKind::Normal),
             got => Err(TokenizerError::TokenType { id, got }),
         })
         .collect()
@@ -138,8 +137,8 @@ pub(super) fn merge_table<'m>(
 fn sentence_model(source: &VocabSource<'_>, vocab: &Vocab) -> Result<Model, TokenizerError> {
     let scores = source.scores.as_deref().ok_or(TokenizerError::MissingList("tokenizer.ggml.scores"))?;
     let scores = scores.get(..vocab.len()).unwrap_or(scores);
-    let space_prefix = source.add_space_prefix.unwrap_or(true);
-    Ok(Model::Sentence(SentenceBpe::from_scores(vocab, space_prefix, scores)?))
+    let prefix = if source.add_space_prefix == Some(false) { SpacePrefix::Never } else { SpacePrefix::Every };
+    Ok(Model::Sentence(SentenceBpe::from_scores(vocab, prefix, scores)?))
 }
 
 /// The tokens that are matched whole. GGUF has no strip attributes: Phi-3's are known (MODELS.md §4.4).

@@ -23,6 +23,7 @@ pub(super) struct TokenizerFile {
 
 /// A token outside the model's own vocabulary, or one of it with special treatment.
 #[derive(Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the file's own members")]
 pub(super) struct AddedToken {
     pub(super) id: u32,
     pub(super) content: String,

@@ -17,7 +17,7 @@ use super::byte_bpe::{ByteBpe, PieceRules};
 use super::error::TokenizerError;
 use super::gguf_bpe::merge_table;
 use super::hf_file::{AddedToken, MergePair, ModelFile, TokenizerFile};
-use super::sentence_bpe::SentenceBpe;
+use super::sentence_bpe::{SentenceBpe, SpacePrefix};
 use super::special::WholeToken;
 use super::split::Splitter;
 use super::vocab::{TextForm, TokenKind, Vocab};
@@ -120,10 +120,10 @@ fn check_model(file: &ModelFile) -> Result<(), TokenizerError> {
 /// What stands before the merging.
 enum Pipeline {
     Bytes(PieceRules),
-    Sentence { space_prefix: bool },
+    Sentence { space_prefix: SpacePrefix },
 }
 
-/// `{"type": "Split", …}` or `{"type": "ByteLevel", …}`.
+/// The pre-tokenizers that the supported models use.
 #[derive(Deserialize)]
 #[serde(tag = "type")]
 enum PreTokenizer {
@@ -139,6 +139,11 @@ enum PreTokenizer {
         add_prefix_space: bool,
         #[serde(default = "yes")]
         use_regex: bool,
+    },
+    Metaspace {
+        replacement: char,
+        prepend_scheme: String,
+        split: bool,
     },
 }
 
@@ -168,22 +173,41 @@ impl Pipeline {
             let replace = serde_json::json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
             let prepend = serde_json::json!({"type": "Prepend", "prepend": "▁"});
             let space_prefix = match steps.as_slice() {
-                [only] if *only == replace => false,
-                [first, second] if *first == prepend && *second == replace => true,
+                [only] if *only == replace => SpacePrefix::Never,
+                [first, second] if *first == prepend && *second == replace => SpacePrefix::Every,
                 _ => return Err(unsupported("normalizer", normalizer)),
             };
             return Ok(Self::Sentence { space_prefix });
+        }
+        let parsed: PreTokenizer = serde_json::from_value(pre_tokenizer.clone())
+            .map_err(|_| unsupported("pre_tokenizer", pre_tokenizer))?;
+        if let Some(space_prefix) = space_prefix_of(&parsed) {
+            return match steps.as_slice() {
+                [] => Ok(Self::Sentence { space_prefix }),
+                _ => Err(unsupported("normalizer", normalizer)),
+            };
         }
         let nfc = match steps.as_slice() {
             [] => false,
             [only] if only.get("type").and_then(Value::as_str) == Some("NFC") => true,
             _ => return Err(unsupported("normalizer", normalizer)),
         };
-        let splitter = serde_json::from_value(pre_tokenizer.clone())
-            .ok()
-            .and_then(|parsed| splitter_of(&parsed))
-            .ok_or_else(|| unsupported("pre_tokenizer", pre_tokenizer))?;
+        let splitter = splitter_of(&parsed).ok_or_else(|| unsupported("pre_tokenizer", pre_tokenizer))?;
         Ok(Self::Bytes(PieceRules { splitter, nfc, whole_pieces }))
+    }
+}
+
+fn space_prefix_of(pre_tokenizer: &PreTokenizer) -> Option<SpacePrefix> {
+    match pre_tokenizer {
+        PreTokenizer::Metaspace { replacement: '▁', prepend_scheme, split: false } => {
+            match prepend_scheme.as_str() {
+                "never" => Some(SpacePrefix::Never),
+                "always" => Some(SpacePrefix::EveryWord),
+                "first" => Some(SpacePrefix::FirstWord),
+                _ => None,
+            }
+        }
+        _ => None,
     }
 }
 

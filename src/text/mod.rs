@@ -32,7 +32,7 @@ pub use vocab::TokenKind;
 
 use byte_bpe::ByteBpe;
 use hf_json::HuggingFaceBpe;
-use sentence_bpe::SentenceBpe;
+use sentence_bpe::{SentenceBpe, SpacePrefix};
 use special::{Fragment, SpecialMatcher, WholeToken};
 use vocab::Vocab;
 
@@ -181,7 +181,8 @@ impl Tokenizer {
             match fragment {
                 Fragment::Token(id) => ids.push(id),
                 Fragment::Text(range) => {
-                    self.encode_ordinary(text.get(range).unwrap_or_default(), &mut ids);
+                    let first = range.start == 0;
+                    self.encode_ordinary(text.get(range).unwrap_or_default(), first, &mut ids);
                 }
             }
         }
@@ -197,8 +198,8 @@ impl Tokenizer {
         ids
     }
 
-    /// Encodes a stretch of text without special tokens.
-    fn encode_ordinary(&self, text: &str, ids: &mut Vec<u32>) {
+    /// Encodes a stretch of text without special tokens; `first` if the whole text begins with it.
+    fn encode_ordinary(&self, text: &str, first: bool, ids: &mut Vec<u32>) {
         let delegated = |piece: &str, ids: &mut Vec<u32>| {
             self.hugging_face.as_ref().is_some_and(|hf| hf.encode_piece(piece, ids))
         };
@@ -209,7 +210,7 @@ impl Tokenizer {
                 }
             }),
             Model::Sentence(model) => {
-                let prepared = model.prepare(text);
+                let prepared = model.prepare(text, first);
                 if !delegated(&prepared, ids) {
                     model.encode_prepared(&prepared, ids);
                 }
@@ -250,7 +251,7 @@ impl Tokenizer {
 
     /// Whether the text of a sequence begins with a space the model adds, to be dropped when decoding.
     fn has_space_prefix(&self) -> bool {
-        matches!(&self.model, Model::Sentence(model) if model.space_prefix)
+        matches!(&self.model, Model::Sentence(model) if model.space_prefix != SpacePrefix::Never)
     }
 
     /// The text of a whole sequence: special tokens left out, invalid bytes as U+FFFD.

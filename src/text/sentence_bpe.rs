@@ -10,14 +10,27 @@ use super::error::TokenizerError;
 use super::merge::{Merge, MergeTable, merge_symbols};
 use super::vocab::{TokenKind, Vocab};
 
-/// Longest token whose ways of being merged are listed, in bytes; real ones have at most 48.
-const LONGEST_MERGED: usize = 1024;
+/// Longest token whose ways of being merged are listed, in bytes; real ones have at most 48. The work at load grows with
+/// its square.
+const LONGEST_MERGED: usize = 256;
+
+/// Which stretches of ordinary text get a space before them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SpacePrefix {
+    /// None.
+    Never,
+    /// All: the one at the start and those after special tokens.
+    Every,
+    /// All that do not begin with a space.
+    EveryWord,
+    /// Only the one at the start of the text, unless it begins with a space.
+    FirstWord,
+}
 
 /// A SentencePiece-style model.
 #[derive(Debug)]
 pub(super) struct SentenceBpe {
-    /// Whether each stretch of text gets a space before it.
-    pub(super) space_prefix: bool,
+    pub(super) space_prefix: SpacePrefix,
     symbol_of: HashMap<char, u32>,
     /// Characters that occur in tokens without being one; their symbols follow the vocabulary's ids.
     wordless: Vec<char>,
@@ -33,7 +46,7 @@ impl SentenceBpe {
     /// A byte without a token.
     pub(super) fn from_merges(
         vocab: &Vocab,
-        space_prefix: bool,
+        space_prefix: SpacePrefix,
         merges: MergeTable,
     ) -> Result<Self, TokenizerError> {
         let mut model = Self {
@@ -60,7 +73,7 @@ impl SentenceBpe {
     /// A byte without a token; a score that is not finite.
     pub(super) fn from_scores(
         vocab: &Vocab,
-        space_prefix: bool,
+        space_prefix: SpacePrefix,
         scores: &[f32],
     ) -> Result<Self, TokenizerError> {
         let mut model = Self::from_merges(vocab, space_prefix, MergeTable::with_capacity(0))?;
@@ -95,13 +108,21 @@ impl SentenceBpe {
         let mut chars = text.chars();
         match (chars.next(), chars.next()) {
             (Some(only), None) => self.symbol_of.get(&only).copied(),
-            _ => vocab.normal_id(text.replace(' ', "▁").as_bytes()),
+            _ if text.contains(' ') => vocab.normal_id(text.replace(' ', "▁").as_bytes()),
+            _ => vocab.normal_id(text.as_bytes()),
         }
     }
 
-    /// A stretch of ordinary text as it is merged: with its space prefix.
-    pub(super) fn prepare<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        if self.space_prefix { Cow::Owned(format!(" {text}")) } else { Cow::Borrowed(text) }
+    /// A stretch of ordinary text as it is merged: with its space prefix. `first`: the whole text begins with it.
+    pub(super) fn prepare<'t>(&self, text: &'t str, first: bool) -> Cow<'t, str> {
+        let is_word = !text.starts_with([' ', '▁']);
+        let prefixed = match self.space_prefix {
+            SpacePrefix::Never => false,
+            SpacePrefix::Every => true,
+            SpacePrefix::EveryWord => is_word,
+            SpacePrefix::FirstWord => is_word && first,
+        };
+        if prefixed { Cow::Owned(format!(" {text}")) } else { Cow::Borrowed(text) }
     }
 
     /// Appends the ids of a prepared stretch.
@@ -165,7 +186,7 @@ mod tests {
             .collect();
         let vocab = Vocab::build(tokens.into_iter(), TextForm::Metaspace).unwrap();
         let scores: Vec<f32> = [0.0; 256].into_iter().chain(words.iter().map(|w| w.1)).collect();
-        let model = SentenceBpe::from_scores(&vocab, false, &scores).unwrap();
+        let model = SentenceBpe::from_scores(&vocab, SpacePrefix::Never, &scores).unwrap();
         (vocab, model)
     }
 
@@ -189,6 +210,22 @@ mod tests {
         assert_eq!(encode(&words, "aé"), [257]);
         assert_eq!(encode(&words, "éa"), [0xC3, 0xA9, 256]);
         assert_eq!(encode(&words, "\u{0}"), [0]);
+    }
+
+    #[test]
+    fn the_space_prefix_follows_its_rule() {
+        let (_, mut model) = model(&[("a", 0.0)]);
+        for (rule, expected) in [
+            (SpacePrefix::Never, ["a", " a", "▁a", "a"]),
+            (SpacePrefix::Every, [" a", "  a", " ▁a", " a"]),
+            (SpacePrefix::EveryWord, [" a", " a", "▁a", " a"]),
+            (SpacePrefix::FirstWord, [" a", " a", "▁a", "a"]),
+        ] {
+            model.space_prefix = rule;
+            let prepared = [("a", true), (" a", true), ("▁a", true), ("a", false)]
+                .map(|(text, first)| model.prepare(text, first).into_owned());
+            assert_eq!(prepared, expected, "{rule:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use worker_orcd::text::{SpecialIds, Tokenizer};
 
 use crate::gguf_vocab::VocabFile;
+use crate::sentence::SentenceVocab;
 
 /// The project's own demo model.
 pub(crate) const HAIKU_JSON: &str = "models/haiku-moe/tokenizer.json";
@@ -18,7 +19,7 @@ fn root() -> &'static Path {
 }
 
 /// A file of the shared test data; `None`, said aloud, where the data is absent.
-pub(crate) fn shared(path: &str) -> Option<PathBuf> {
+pub(crate) fn shared_file(path: &str) -> Option<PathBuf> {
     let folder = root().join("../shared/data");
     if !folder.is_dir() {
         println!("SKIPPED: {path}: there is no ../shared/data");
@@ -47,13 +48,10 @@ pub(crate) fn load(path: &Path) -> Arc<Tokenizer> {
     Arc::clone(entry)
 }
 
-/// Every vocabulary at hand, of both kinds; the bundled ones always, the shared ones where they exist.
-pub(crate) fn all() -> Vec<(String, Arc<Tokenizer>)> {
-    let mut all = vec![
-        ("haiku-moe.json".to_owned(), bundled(HAIKU_JSON)),
-        ("haiku-moe.gguf".to_owned(), bundled(HAIKU_GGUF)),
-    ];
-    for path in [
+/// The files of every published vocabulary at hand: the bundled ones always, the shared ones where they exist.
+pub(crate) fn files() -> Vec<PathBuf> {
+    let bundled = [HAIKU_JSON, HAIKU_GGUF].map(|path| root().join(path));
+    let shared = [
         "tokenizers/gpt-oss/tokenizer.json",
         "tokenizers/qwen2.5/tokenizer.json",
         "tokenizers/phi-3/tokenizer.json",
@@ -62,8 +60,13 @@ pub(crate) fn all() -> Vec<(String, Arc<Tokenizer>)> {
         "vocab/ggml-vocab-phi-3.gguf",
         "vocab/ggml-vocab-llama-spm.gguf",
         "vocab/ggml-vocab-gpt-2.gguf",
-    ] {
-        all.extend(shared(path).map(|file| (path.to_owned(), load(&file))));
-    }
-    all
+    ];
+    bundled.into_iter().chain(shared.into_iter().filter_map(shared_file)).collect()
+}
+
+/// Every tokenizer at hand with its name, of both backends and both forms.
+pub(crate) fn all() -> Vec<(String, Arc<Tokenizer>)> {
+    let files = files().into_iter().map(|path| (path.display().to_string(), load(&path)));
+    let made = ("bundled words, spm".to_owned(), SentenceVocab::from_bundled().tokenizer());
+    files.chain([made]).collect()
 }

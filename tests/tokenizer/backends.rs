@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use crate::at_hand::{HAIKU_GGUF, HAIKU_JSON, all, bundled, load, shared};
+use crate::at_hand::{HAIKU_GGUF, HAIKU_JSON, all, bundled, load, shared_file};
 use proptest::prelude::*;
 use proptest::test_runner::{TestError, TestRunner};
 use unicode_normalization::UnicodeNormalization;
 use worker_orcd::text::SpecialParsing::{Parse, Plain};
-use worker_orcd::text::{DecodeOptions, IncrementalDecoder, TokenKind, Tokenizer, TokenizerKind};
+use worker_orcd::text::{DecodeOptions, IncrementalDecoder, SpecialIds, TokenKind, Tokenizer, TokenizerKind};
 
 /// Text that meets every branch of the splitters, special tokens included.
 fn tricky_text() -> impl Strategy<Value = String> {
@@ -118,7 +118,7 @@ fn both_backends_agree_on_the_bundled_model() {
 fn the_hugging_face_pipeline_gives_the_same_ids() {
     let bundled = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(HAIKU_JSON);
     let shared =
-        ["gpt-oss", "qwen2.5", "phi-3"].map(|name| shared(&format!("tokenizers/{name}/tokenizer.json")));
+        ["gpt-oss", "qwen2.5", "phi-3"].map(|name| shared_file(&format!("tokenizers/{name}/tokenizer.json")));
     for path in [Some(bundled)].into_iter().chain(shared).flatten() {
         let ours = load(&path);
         let mut oracle = tokenizers::Tokenizer::from_file(&path).unwrap();
@@ -128,6 +128,59 @@ fn the_hugging_face_pipeline_gives_the_same_ids() {
                 let expected = oracle.encode_fast(text.as_str(), false).unwrap();
                 assert_eq!(ours.encode(text, parsing), expected.get_ids(), "{} {parsing:?}", path.display());
             });
+        }
+    }
+}
+
+#[test]
+fn the_metaspace_form_of_a_tokenizer_json_is_read_too() {
+    let Some(path) = shared_file("tokenizers/phi-3/tokenizer.json") else { return };
+    let mut file: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    file["normalizer"] = serde_json::Value::Null;
+    for scheme in ["first", "always", "never"] {
+        file["pre_tokenizer"] = serde_json::json!({
+            "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false,
+        });
+        let json = file.to_string();
+        let ours = Tokenizer::from_json(json.as_bytes(), &SpecialIds::default()).unwrap();
+        let oracle = tokenizers::Tokenizer::from_bytes(json.as_bytes()).unwrap();
+        for_all(300, &tricky_text(), |text| {
+            let expected = oracle.encode_fast(text.as_str(), false).unwrap();
+            assert_eq!(ours.encode(text, Parse), expected.get_ids(), "{scheme}");
+        });
+    }
+}
+
+/// The two backends of one vocabulary.
+fn pairs() -> Vec<[Arc<Tokenizer>; 2]> {
+    let mut pairs = vec![[bundled(HAIKU_JSON), bundled(HAIKU_GGUF)]];
+    for (json, gguf) in [
+        ("gpt-oss", "vocab-gpt-oss-20b.rebuilt"),
+        ("qwen2.5", "vocab-qwen2.5-0.5b-instruct.rebuilt"),
+        ("phi-3", "ggml-vocab-phi-3"),
+    ] {
+        let json = shared_file(&format!("tokenizers/{json}/tokenizer.json"));
+        let gguf = shared_file(&format!("vocab/{gguf}.gguf"));
+        pairs.extend(json.zip(gguf).map(|(json, gguf)| [load(&json), load(&gguf)]));
+    }
+    pairs
+}
+
+#[test]
+fn the_backends_agree_on_long_pieces() {
+    // On both sides of the length from which `hf-json` merges with our own model.
+    let lengths = [16 * 1024 - 2, 16 * 1024 + 1, 40_000];
+    let units = ["a", "é", " ", "\n", "^", "\u{301}", "中", "😀", "ab", "中A", "banana"];
+    let mut texts: Vec<String> =
+        units.iter().flat_map(|unit| lengths.map(|length| unit.repeat(length / unit.len()))).collect();
+    if let Some(path) = shared_file("text/wiki.test.raw") {
+        let wiki = std::fs::read_to_string(path).unwrap();
+        texts.push(wiki.chars().take(300_000).collect());
+    }
+    for [json, gguf] in pairs() {
+        for text in &texts {
+            let start: String = text.chars().take(20).collect();
+            assert!(json.encode(text, Plain) == gguf.encode(text, Plain), "{} of {start:?}…", text.len());
         }
     }
 }
@@ -233,14 +286,14 @@ fn the_published_vocabularies_have_their_published_facts() {
         ("tokenizers/phi-3/tokenizer.json", 32_011, None, false, &[32_000, 32_001, 32_007]),
     ];
     for (name, vocab_size, eos, add_bos, stops) in facts {
-        let Some(path) = shared(name) else { return };
+        let Some(path) = shared_file(name) else { return };
         let tokenizer: Arc<Tokenizer> = load(&path);
         assert_eq!(tokenizer.vocab_size(), vocab_size, "{name}");
         assert_eq!((tokenizer.eos_id(), tokenizer.add_bos()), (eos, add_bos), "{name}");
         assert_eq!(tokenizer.stop_ids(), stops, "{name}");
     }
     // Qwen's ordinary token that merely reads like an end.
-    let qwen = load(&shared("vocab/vocab-qwen2.5-0.5b-instruct.rebuilt.gguf").unwrap());
+    let qwen = load(&shared_file("vocab/vocab-qwen2.5-0.5b-instruct.rebuilt.gguf").unwrap());
     assert_eq!((qwen.token_bytes(128_247), qwen.token_kind(128_247)), (&b"</s>"[..], TokenKind::Normal));
     assert_eq!(qwen.special_to_id("</s>"), None);
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::at_hand::{load, shared};
+use crate::at_hand::{load, shared_file};
 use crate::gguf_vocab::VocabFile;
 use serde_json::Value;
 use worker_orcd::text::{SpecialParsing, Tokenizer, TokenizerError};
@@ -66,13 +66,13 @@ const FAMILIES: [(&str, SpecialParsing, &[&str], Option<&str>); 4] = [
 #[test]
 fn every_string_of_the_four_families_has_the_reference_ids() {
     for (family, parsing, files, specials) in FAMILIES {
-        let Some(path) = shared(&format!("tokenizers/{family}.vectors.json")) else { return };
+        let Some(path) = shared_file(&format!("tokenizers/{family}.vectors.json")) else { return };
         let vectors = json(&path);
         for file in files {
-            let tokenizer = load(&shared(file).unwrap());
+            let tokenizer = load(&shared_file(file).unwrap());
             assert_eq!(check_vectors(file, &tokenizer, &vectors, "ids", parsing), 3700);
             if let Some(specials) = specials {
-                let vectors = json(&shared(&format!("tokenizers/{specials}.json")).unwrap());
+                let vectors = json(&shared_file(&format!("tokenizers/{specials}.json")).unwrap());
                 assert!(check_vectors(file, &tokenizer, &vectors, "ids", SpecialParsing::Parse) > 0);
             }
         }
@@ -87,8 +87,8 @@ fn the_published_inputs_of_each_vocabulary_have_the_published_ids() {
         ("phi-3", "ggml-vocab-phi-3.gguf"),
         ("llama-spm", "ggml-vocab-llama-spm.gguf"),
     ] {
-        let Some(path) = shared(&format!("vocab/ggml-vocab-{inputs}.gguf.inp")) else { return };
-        let tokenizer = load(&shared(&format!("vocab/{vocab}")).unwrap());
+        let Some(path) = shared_file(&format!("vocab/ggml-vocab-{inputs}.gguf.inp")) else { return };
+        let tokenizer = load(&shared_file(&format!("vocab/{vocab}")).unwrap());
         let texts = std::fs::read_to_string(&path).unwrap();
         let expected = std::fs::read_to_string(path.with_extension("out")).unwrap();
         let texts: Vec<&str> = texts.split("\n__ggml_vocab_test__\n").collect();
@@ -110,7 +110,7 @@ fn the_specification_vectors_hold() {
         ("phi3-spm (no BOS)", "vocab/ggml-vocab-phi-3.gguf"),
         ("gpt2", "vocab/ggml-vocab-gpt-2.gguf"),
     ] {
-        let Some(path) = shared(vocab) else { return };
+        let Some(path) = shared_file(vocab) else { return };
         let tokenizer = load(&path);
         for (text, expected) in
             vectors["strings"].as_array().unwrap().iter().zip(vectors["ids"][name].as_array().unwrap())
@@ -128,15 +128,15 @@ fn the_tiny_models_vocabularies_match_hugging_face() {
         ("phi3", "phi3-192/q8_0", SpecialParsing::Plain),
         ("qwen2", "qwen2-192/q8_0", SpecialParsing::Parse),
     ] {
-        let Some(path) = shared(&format!("models/tokenizer/{vectors}.json")) else { return };
-        let tokenizer = load(&shared(&format!("models/{model}.gguf")).unwrap());
+        let Some(path) = shared_file(&format!("models/tokenizer/{vectors}.json")) else { return };
+        let tokenizer = load(&shared_file(&format!("models/{model}.gguf")).unwrap());
         check_vectors(model, &tokenizer, &json(&path), "ref", parsing);
     }
 }
 
 #[test]
 fn an_unsupported_pre_tokenizer_is_named() {
-    let Some(path) = shared("vocab/ggml-vocab-deepseek-llm.gguf") else { return };
+    let Some(path) = shared_file("vocab/ggml-vocab-deepseek-llm.gguf") else { return };
     let error = Tokenizer::from_gguf(&VocabFile::read(&path).source()).unwrap_err();
     assert!(
         matches!(&error, TokenizerError::UnsupportedPreTokenizer(name) if name == "deepseek-llm"),

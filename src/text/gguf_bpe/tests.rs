@@ -1,5 +1,7 @@
 //! Metadata that breaks a rule is refused with the rule's name.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::text::SpecialParsing::{Parse, Plain};
 
@@ -186,4 +188,44 @@ fn llama3_takes_a_whole_piece_that_is_a_token() {
     assert_eq!(Tokenizer::from_gguf(&source).unwrap().encode("xyz xyz", Plain)[..2], [258, 32]);
     let source = VocabSource { merges, ..byte_source(&tokens) };
     assert_eq!(Tokenizer::from_gguf(&source).unwrap().encode("xyz", Plain).len(), 3);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn any_vocabulary_is_refused_or_works(
+        sentence in any::<bool>(),
+        more in prop::collection::vec(("[ab▁é<>]{0,4}", prop_oneof![6 => Just(1), 4 => 2..6i32]), 0..20),
+        merges in prop::collection::vec(("[ab▁]{1,2}", "[ab▁]{1,2}"), 0..6),
+        bos in prop::option::of(0..300u32),
+        text in "[ab▁é<> ]{0,30}",
+    ) {
+        let more: std::collections::BTreeMap<String, i32> = more.into_iter().collect();
+        let texts: Vec<&str> = more.keys().map(String::as_str).collect();
+        let mut tokens = if sentence { sentence_tokens(&texts) } else { byte_tokens(&texts) };
+        if !sentence {
+            // A byte-level vocabulary has `a`, `b`, … among its bytes already.
+            tokens.truncate(256);
+            tokens.extend(texts.iter().filter(|text| text.chars().count() != 1).map(|t| (*t).to_owned()));
+        }
+        let lines: Vec<String> = merges.iter().map(|(a, b)| format!("{a} {b}")).collect();
+        let sound = |line: &&String| tokens.contains(&line.replacen(' ', "", 1));
+        let types = tokens[256..].iter().map(|text| more[text]);
+        let source = VocabSource {
+            token_types: Some(vec![if sentence { 6 } else { 1 }; 256].into_iter().chain(types).collect()),
+            merges: Some(lines.iter().filter(sound).map(String::as_str).collect()),
+            ids: SpecialIds { bos, ..SpecialIds::default() },
+            ..if sentence { sentence_source(&tokens) } else { byte_source(&tokens) }
+        };
+        if let Ok(tokenizer) = Tokenizer::from_gguf(&source) {
+            for parsing in [Plain, Parse] {
+                let ids = tokenizer.encode_prompt(&text, parsing);
+                prop_assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
+                let shown = tokenizer.decode(&ids);
+                if parsing == Plain && tokenizer.bos_id().is_none() && !sentence {
+                    prop_assert_eq!(shown, text.clone());
+                }
+            }
+        }
+    }
 }

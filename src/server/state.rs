@@ -1,0 +1,178 @@
+//! What the routes share: the limits, the loaded model once there is one, and the live jobs.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::error::{ApiError, ErrorCode};
+use super::registry::{Refusal, Registry};
+use super::worker::{ModelCard, Worker, WorkerHealth};
+use crate::config::WorkerConfig;
+use crate::engine::Health;
+use crate::text::Tokenizer;
+
+/// The engine's own end of a drain comes after the server's, which knows what to tell the client.
+const ENGINE_GRACE: Duration = Duration::from_millis(100);
+
+/// A model in memory, ready to serve.
+pub struct LoadedModel {
+    /// What does not change.
+    pub card: ModelCard,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The engine that runs it.
+    pub worker: Box<dyn Worker>,
+}
+
+impl fmt::Debug for LoadedModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadedModel").field("card", &self.card).finish_non_exhaustive()
+    }
+}
+
+/// The word of `/health.status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Serving.
+    Healthy,
+    /// Serving; the last request ran out of memory.
+    Degraded,
+    /// The device has failed.
+    Unhealthy,
+    /// The model is not in memory yet.
+    Loading,
+    /// Finishing what runs, taking nothing more.
+    Draining,
+}
+
+impl Status {
+    /// Whether a request sent now would be taken.
+    pub const fn serves(self) -> bool {
+        matches!(self, Self::Healthy | Self::Degraded)
+    }
+}
+
+/// State of the server, shared by all routes.
+#[derive(Debug)]
+pub struct ServerState {
+    /// This worker's name.
+    pub worker_id: String,
+    /// Most prompt tokens, beside the context's own limit.
+    pub max_tokens_in: Option<usize>,
+    /// Most generated tokens.
+    pub max_tokens_out: usize,
+    /// Longest life of a request.
+    pub inference_timeout: Duration,
+    /// Time that running requests get after a shutdown was asked for.
+    pub drain_timeout: Duration,
+    /// Live jobs by name.
+    pub jobs: Arc<Registry>,
+    model: OnceLock<LoadedModel>,
+    started: Instant,
+    shutdown: Notify,
+}
+
+impl ServerState {
+    /// A server that still loads.
+    pub fn loading(config: &WorkerConfig) -> Arc<Self> {
+        Arc::new(Self {
+            worker_id: config.worker_id.clone(),
+            max_tokens_in: config.max_tokens_in,
+            max_tokens_out: config.max_tokens_out,
+            inference_timeout: config.inference_timeout(),
+            drain_timeout: config.drain_timeout(),
+            jobs: Arc::default(),
+            model: OnceLock::new(),
+            started: Instant::now(),
+            shutdown: Notify::new(),
+        })
+    }
+
+    /// Begins to serve this model. A worker has one model for life: a second one is handed back.
+    ///
+    /// # Errors
+    ///
+    /// The model, when there is one already.
+    pub fn attach(
+        &self,
+        card: ModelCard,
+        tokenizer: Arc<Tokenizer>,
+        worker: Box<dyn Worker>,
+    ) -> Result<(), Box<LoadedModel>> {
+        let model = LoadedModel { card, tokenizer, worker };
+        self.model.set(model).map_err(Box::new)?;
+        tracing::info!(event = "ready", load_ms = self.uptime().as_millis() as u64);
+        Ok(())
+    }
+
+    /// The model, if a request may be sent to it.
+    ///
+    /// # Errors
+    ///
+    /// 503 while draining or loading.
+    pub fn serving(&self) -> Result<&LoadedModel, ApiError> {
+        if self.jobs.is_closed() {
+            return Err(ApiError::of(ErrorCode::ShuttingDown, "shutting down"));
+        }
+        self.model().ok_or_else(|| ApiError::of(ErrorCode::Loading, "the model is still loading"))
+    }
+
+    /// The model once loaded, whether or not requests are taken.
+    pub fn model(&self) -> Option<&LoadedModel> {
+        self.model.get()
+    }
+
+    /// Time since the server began.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The word for the whole worker. `health` is the engine's own state once there is one.
+    pub fn status(&self, health: Option<&WorkerHealth>) -> Status {
+        match health.map(|health| health.health) {
+            _ if self.jobs.is_closed() => Status::Draining,
+            None => Status::Loading,
+            Some(Health::Ready) => Status::Healthy,
+            Some(Health::Degraded) => Status::Degraded,
+            Some(Health::Draining) => Status::Draining,
+            Some(Health::Unhealthy) => Status::Unhealthy,
+        }
+    }
+
+    /// Takes a job's name.
+    ///
+    /// # Errors
+    ///
+    /// 409 when a live job has it, 503 when draining.
+    pub fn register(&self, job_id: &str) -> Result<super::registry::LiveJob, ApiError> {
+        self.jobs.register(job_id).map_err(|refusal| match refusal {
+            Refusal::Closed => ApiError::of(ErrorCode::ShuttingDown, "shutting down"),
+            Refusal::Duplicate => ApiError {
+                status: Some(axum::http::StatusCode::CONFLICT),
+                ..ApiError::invalid("job_id", "a live job has this name")
+            },
+        })
+    }
+
+    /// Asks [`super::serve`] to end; requests are refused from now on.
+    pub fn request_shutdown(&self) {
+        self.close();
+        self.shutdown.notify_one();
+    }
+
+    /// Returns once a shutdown was asked for.
+    pub async fn shutdown_requested(&self) {
+        self.shutdown.notified().await;
+    }
+
+    /// Refuses requests from now on; those running go on.
+    pub fn close(&self) {
+        self.jobs.close();
+        if let Some(model) = self.model() {
+            model.worker.drain(Instant::now() + self.drain_timeout + ENGINE_GRACE);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! A worker without a model, and a tokenizer without a vocabulary to learn: one token a byte, and the continuation of a prompt is the prompt.
+//!
+//! The job's name says how the sequence behaves: see [`MockWorker::submit`].
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use worker_orcd::engine::{EngineError, FinishReason, Health, Job, JobStream, TokenEvent, Usage};
+use worker_orcd::server::worker::{ModelCard, Worker, WorkerHealth};
+use worker_orcd::text::{SpecialIds, Tokenizer, VocabSource};
+use worker_orcd_core::MemoryReport;
+
+/// Tokens of the mock's longest sequence.
+pub(crate) const CONTEXT: usize = 200_000;
+
+pub(crate) fn card() -> ModelCard {
+    ModelCard {
+        name: "echo".into(),
+        quant_kind: "Q4_K_M".into(),
+        context_length: Some(CONTEXT),
+        backend: "cuda".into(),
+        sm: Some("90".into()),
+        cuda_driver_version: Some("13.0".into()),
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct MockWorker {
+    /// Every job taken.
+    pub(crate) submitted: Mutex<Vec<Job>>,
+    /// Names of sequences that ended early, and when that was noticed.
+    pub(crate) ended_early: std::sync::Arc<Mutex<Vec<(String, Instant)>>>,
+    pub(crate) health: Mutex<WorkerHealth>,
+    pub(crate) draining: AtomicBool,
+    runtime: tokio::runtime::Handle,
+}
+
+impl MockWorker {
+    pub(crate) fn on(runtime: tokio::runtime::Handle) -> Self {
+        let health = WorkerHealth {
+            health: Health::Ready,
+            fault: None,
+            resident: true,
+            memory: MemoryReport {
+                weights_bytes: 1000,
+                kv_cache_bytes: 200,
+                activations_bytes: 30,
+                workspace_bytes: 4,
+            },
+            oom_events: 0,
+            running: 0,
+            waiting: 0,
+        };
+        Self {
+            submitted: Mutex::default(),
+            ended_early: std::sync::Arc::default(),
+            health: Mutex::new(health),
+            draining: AtomicBool::new(false),
+            runtime,
+        }
+    }
+
+    pub(crate) fn ended_early_at(&self, job_id: &str) -> Option<Instant> {
+        self.ended_early.lock().unwrap().iter().find(|(id, _)| id == job_id).map(|(_, at)| *at)
+    }
+}
+
+impl Worker for MockWorker {
+    /// Echoes the prompt; a name's beginning asks for more: `slow` (20 ms a token), `endless` (the prompt again and
+    /// again, 1 ms a token), `hang` (one token, then nothing), `oom`, `nan`, `device`, `vanish` (one token, then that
+    /// end), `full` and `long` (not taken), `stoptoken` (ends by a stop id).
+    fn submit(&self, job: Job) -> Result<JobStream, EngineError> {
+        if self.draining.load(Ordering::SeqCst) {
+            return Err(EngineError::ShuttingDown);
+        }
+        match job.id.split('-').next().unwrap_or_default() {
+            "full" => return Err(EngineError::QueueFull { waiting: 64 }),
+            "long" => return Err(EngineError::PromptTooLong { prompt_tokens: job.prompt.len(), context: 4 }),
+            _ => {}
+        }
+        self.submitted.lock().unwrap().push(job.clone());
+        let (events, receiver) = mpsc::channel(job.max_tokens + 1);
+        let ended_early = std::sync::Arc::clone(&self.ended_early);
+        self.runtime.spawn(async move {
+            tokio::select! {
+                () = run(&job, &events) => {}
+                () = events.closed() => ended_early.lock().unwrap().push((job.id, Instant::now())),
+            }
+        });
+        Ok(JobStream { events: receiver })
+    }
+
+    fn cancel(&self, _: &str) {}
+
+    fn health(&self) -> WorkerHealth {
+        self.health.lock().unwrap().clone()
+    }
+
+    fn drain(&self, _: Instant) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+}
+
+async fn run(job: &Job, events: &mpsc::Sender<TokenEvent>) {
+    let kind = job.id.split('-').next().unwrap_or_default();
+    let pause = match kind {
+        "slow" => Duration::from_millis(20),
+        "endless" => Duration::from_millis(1),
+        _ => Duration::ZERO,
+    };
+    let failure = match kind {
+        "oom" => Some(EngineError::KvExhausted),
+        "nan" => Some(EngineError::NonFiniteLogits),
+        "device" => Some(EngineError::Device { reason: "lost".into() }),
+        _ => None,
+    };
+    let ids: Box<dyn Iterator<Item = u32> + Send> = if kind == "endless" {
+        Box::new(job.prompt.iter().copied().cycle())
+    } else {
+        Box::new(job.prompt.iter().copied())
+    };
+    let mut generated = 0;
+    for (index, id) in ids.take(job.max_tokens).enumerate() {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        let _ = events.send(TokenEvent::Token { id, index, logprobs: None }).await;
+        generated = index + 1;
+        match kind {
+            "hang" => std::future::pending::<()>().await,
+            "vanish" => return,
+            _ => {}
+        }
+        if let Some(error) = failure {
+            let _ = events.send(TokenEvent::Failed { error }).await;
+            return;
+        }
+    }
+    let stopped = kind == "stoptoken" && generated < job.max_tokens;
+    let reason = if stopped { FinishReason::Stop } else { FinishReason::Length };
+    let usage = Usage { prompt_tokens: job.prompt.len(), generated_tokens: generated, ..Usage::default() };
+    let _ = events.send(TokenEvent::Finished { reason, usage }).await;
+}
+
+/// A tokenizer whose ids are bytes, and 256 the end.
+pub(crate) fn byte_tokenizer() -> Tokenizer {
+    let tokens: Vec<String> = (0..=255).map(spelled).chain(["<|endoftext|>".to_owned()]).collect();
+    let source = VocabSource {
+        model: "gpt2",
+        pre: Some("gpt-2"),
+        tokens: tokens.iter().map(String::as_bytes).collect(),
+        token_types: Some([vec![1; 256], vec![3]].concat()),
+        merges: Some(vec![]),
+        ids: SpecialIds { eos: Some(256), ..SpecialIds::default() },
+        ..VocabSource::default()
+    };
+    Tokenizer::from_gguf(&source).unwrap()
+}
+
+/// How vocabularies of byte-level models spell a byte: printable ones as they are, the others from U+0100 on.
+fn spelled(byte: u8) -> String {
+    let printable = |byte: u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let rank = (0..byte).filter(|&before| !printable(before)).count() as u32;
+    let code = if printable(byte) { u32::from(byte) } else { 0x100 + rank };
+    char::from_u32(code).unwrap().to_string()
+}
