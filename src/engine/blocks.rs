@@ -201,7 +201,7 @@ impl CacheBlocks {
     pub fn can_hold_beside<'a>(
         &self,
         tokens: usize,
-        running: impl Iterator<Item = (&'a SequenceBlocks, usize)> + Clone,
+        running: &(impl Iterator<Item = (&'a SequenceBlocks, usize)> + Clone),
     ) -> bool {
         self.groups.iter().enumerate().all(|(index, group)| {
             let need = |tokens| blocks_held(group.window, tokens, self.block_size, self.chunk);
@@ -212,7 +212,7 @@ impl CacheBlocks {
     }
 
     /// Whether the blocks `holders` hold are exactly the ones that are not free.
-    pub fn matches<'a>(&self, holders: impl Iterator<Item = &'a SequenceBlocks> + Clone) -> bool {
+    pub fn matches<'a>(&self, holders: &(impl Iterator<Item = &'a SequenceBlocks> + Clone)) -> bool {
         self.groups.iter().enumerate().all(|(index, group)| {
             let held = holders.clone().flat_map(|blocks| blocks.table(index)).copied();
             group.pool.matches(held.filter(|&block| block != NO_BLOCK))
@@ -256,11 +256,11 @@ mod tests {
         assert!(!cache.reserve(&mut b, 0, 5));
         assert_eq!(b.held(0), 0);
         assert!(cache.reserve(&mut b, 0, 4));
-        assert!(cache.matches([&a, &b].into_iter()));
+        assert!(cache.matches(&[&a, &b].into_iter()));
         assert!(cache.reserve(&mut a, 5, 3), "positions 5 to 7 are in the second block already");
         cache.release(&mut a);
         assert!(cache.reserve(&mut b, 4, 5));
-        assert!(cache.matches([&a, &b].into_iter()));
+        assert!(cache.matches(&[&a, &b].into_iter()));
         cache.release(&mut b);
         assert_eq!(cache.used_blocks(), 0);
     }
@@ -287,7 +287,7 @@ mod tests {
             position += count;
         }
         assert_eq!(blocks.held(0), position.div_ceil(4));
-        assert!(cache.matches([&blocks].into_iter()));
+        assert!(cache.matches(&[&blocks].into_iter()));
         cache.release(&mut blocks);
         assert_eq!(cache.used_blocks(), 0);
     }
@@ -297,9 +297,9 @@ mod tests {
         let mut cache = cache(6, &[None], 4);
         let mut running = SequenceBlocks::default();
         assert!(cache.reserve(&mut running, 0, 4));
-        assert!(cache.can_hold_beside(20, std::iter::empty()));
-        assert!(!cache.can_hold_beside(20, [(&running, 8)].into_iter()));
-        assert!(cache.can_hold_beside(16, [(&running, 8)].into_iter()));
+        assert!(cache.can_hold_beside(20, &std::iter::empty()));
+        assert!(!cache.can_hold_beside(20, &[(&running, 8)].into_iter()));
+        assert!(cache.can_hold_beside(16, &[(&running, 8)].into_iter()));
         assert!(cache.can_ever_hold(24) && !cache.can_ever_hold(25));
     }
 }

@@ -170,7 +170,7 @@ impl EngineConfig {
         require("kv_budget", blocks >= 1, || {
             format!("{:?} is less than one block of {} bytes", self.kv_budget, bytes(1))
         })?;
-        require("kv_budget", blocks.saturating_mul(self.block_size) <= u32::MAX as usize, || {
+        require("kv_budget", u32::try_from(blocks.saturating_mul(self.block_size)).is_ok(), || {
             format!("{blocks} blocks of {} positions exceed 32-bit slots", self.block_size)
         })?;
         let layout = |group: &KvGroupSpec| group.layout(held(group, blocks), table);

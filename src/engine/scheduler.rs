@@ -69,7 +69,6 @@ impl Scheduler {
         self.step.clear();
         let decoding = self.running.iter().filter(|sequence| sequence.remaining() == 1).count();
         let mut prefill_budget = self.token_budget.saturating_sub(decoding);
-        let preemptions = self.preemptions;
         let mut index = 0;
         while index < self.running.len() {
             let remaining = self.running[index].remaining();
@@ -80,10 +79,8 @@ impl Scheduler {
             }
             index += 1;
         }
-        // A sequence that has just lost its blocks waits for at least one step before it takes them back.
-        if self.preemptions == preemptions {
-            self.admit(prefill_budget, now);
-        }
+        // A sequence preempted just now asks for more than the blocks it gave, of which some are taken: it stays out.
+        self.admit(prefill_budget, now);
     }
 
     /// Takes blocks for the next `count` tokens of a running sequence, at the cost of younger ones.
@@ -130,7 +127,7 @@ impl Scheduler {
             }
             let running = self.running.iter().map(|sequence| (&sequence.blocks, sequence.tokens.len()));
             let alone = self.running.is_empty();
-            if !alone && !self.blocks.can_hold_beside(tokens + 1, running) {
+            if !alone && !self.blocks.can_hold_beside(tokens + 1, &running) {
                 return;
             }
             let count = sequence.remaining().min(budget);
@@ -189,7 +186,7 @@ impl Scheduler {
 
     /// Whether the held blocks are exactly those of the running sequences.
     pub(super) fn is_consistent(&self) -> bool {
-        self.blocks.matches(self.running.iter().map(|sequence| &sequence.blocks))
+        self.blocks.matches(&self.running.iter().map(|sequence| &sequence.blocks))
     }
 }
 

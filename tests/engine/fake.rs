@@ -333,8 +333,8 @@ pub(crate) fn oracle(model: &FakeModel, job: &Job) -> Vec<u32> {
     let mut keys: Vec<Vec<u64>> = vec![vec![]; model.windows.len()];
     loop {
         let mut state = 0;
-        for position in keys[0].len()..tokens.len() {
-            state = u64::from(tokens[position]);
+        for (position, &id) in tokens.iter().enumerate().skip(keys[0].len()) {
+            state = u64::from(id);
             for (group, window) in model.windows.iter().enumerate() {
                 keys[group].push(mix(state, group as u64));
                 let first = window.map_or(0, |window| (position + 1).saturating_sub(window));

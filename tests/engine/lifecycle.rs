@@ -46,6 +46,22 @@ fn stop_ids_length_and_the_contexts_end_finish_a_job() {
 }
 
 #[test]
+fn handles_cross_threads() {
+    const fn shared_between_threads<T: Clone + Send + Sync + 'static>() {}
+    const { shared_between_threads::<Engine>() };
+    let (engine, _) = start(EngineConfig { max_queue: 64, ..config() });
+    let submit = |salt: usize| {
+        let engine = engine.clone();
+        std::thread::spawn(move || {
+            let job = job(salt, &prompt(1 + salt, salt), 10);
+            listen(engine.submit(job.clone()).unwrap()).tokens == oracle(&model(), &job)
+        })
+    };
+    let threads: Vec<_> = (0..16).map(submit).collect();
+    assert!(threads.into_iter().all(|thread| thread.join().unwrap()));
+}
+
+#[test]
 fn jobs_that_cannot_run_are_refused() {
     let (engine, _) = start(config());
     let too_long = EngineError::PromptTooLong { prompt_tokens: 128, context: 128 };
@@ -80,10 +96,14 @@ fn the_queue_is_bounded() {
         assert_eq!(engine.submit(job("no", &[1], 5)).unwrap_err(), EngineError::QueueFull { waiting: 3 });
     }
     assert_eq!(engine.stats().rejected, 2);
-    controls.open();
-    for stream in streams {
-        assert_eq!(listen(stream).end, Ok(FinishReason::Length));
+    // A place in the queue comes back however its holder leaves.
+    for index in 0..3 {
+        engine.cancel(&index.to_string());
     }
+    controls.open();
+    let ends: Vec<_> = streams.into_iter().map(|stream| listen(stream).end).collect();
+    let cancelled = Err(EngineError::Cancelled);
+    assert_eq!(ends, [Ok(FinishReason::Length), cancelled.clone(), cancelled.clone(), cancelled]);
     let usable: Vec<_> = (0..3).map(|index| engine.submit(job(index, &[1], 1))).collect();
     assert!(usable.into_iter().all(|stream| listen(stream.unwrap()).end.is_ok()));
     assert_nothing_held(&engine);

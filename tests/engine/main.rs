@@ -1,10 +1,13 @@
 //! The engine as its users see it: on a fake device that stores real keys, and on the reference interpreter.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail where it stands")]
+
 mod fake;
 mod lifecycle;
 mod metamorphic;
 mod reference;
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use worker_orcd::engine::{
@@ -21,7 +24,7 @@ struct Heard {
     end: Result<FinishReason, EngineError>,
 }
 
-fn job(id: impl ToString, prompt: &[u32], max_tokens: usize) -> Job {
+fn job(id: impl Display, prompt: &[u32], max_tokens: usize) -> Job {
     Job {
         id: id.to_string(),
         prompt: prompt.to_vec(),

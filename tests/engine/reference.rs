@@ -76,44 +76,39 @@ impl Tiny {
         }
         Poisoned(backend)
     }
+}
 
-    fn layer(
-        &self,
-        builder: &mut ProgramBuilder<'_>,
-        layer: usize,
-        x: ValueId,
-    ) -> Result<ValueId, BackendError> {
-        let weight = |index: u32| WeightId(2 + PER_LAYER * layer as u32 + index);
-        let label = |name: &str| format!("layers.{layer}.{name}");
-        let place = KvLayer { group: layer, index: 0 };
-        let normed = builder.rms_norm(label("attn_norm"), x, weight(0), 1e-5)?;
-        let q = builder.linear(label("q"), normed, weight(1), None)?;
-        let k = builder.linear(label("k"), normed, weight(2), None)?;
-        let v = builder.linear(label("v"), normed, weight(3), None)?;
-        let style = RopeStyle::HalfSplit;
-        let q = builder.rope(label("q_rope"), q, WeightId(1), (HEADS, HEAD_DIM), style)?;
-        let k = builder.rope(label("k_rope"), k, WeightId(1), (KV_HEADS, HEAD_DIM), style)?;
-        builder.kv_write(label("kv"), k, v, place)?;
-        let attention = Op::Attention {
-            q,
-            layer: place,
-            heads: HEADS,
-            num_kv_heads: KV_HEADS,
-            head_dim: HEAD_DIM,
-            scale: (HEAD_DIM as f32).sqrt().recip(),
-            window: WINDOWS[layer],
-            sinks: None,
-        };
-        let attended = builder.attention(label("attention"), attention)?;
-        let attended = builder.linear(label("o"), attended, weight(4), None)?;
-        let x = builder.add(label("attn_add"), x, attended)?;
-        let normed = builder.rms_norm(label("ffn_norm"), x, weight(5), 1e-5)?;
-        let gate = builder.linear(label("gate"), normed, weight(6), None)?;
-        let up = builder.linear(label("up"), normed, weight(7), None)?;
-        let mixed = builder.swiglu(label("swiglu"), gate, up, SwiGluKind::Silu)?;
-        let mixed = builder.linear(label("down"), mixed, weight(8), None)?;
-        builder.add(label("ffn_add"), x, mixed)
-    }
+fn record_layer(builder: &mut ProgramBuilder<'_>, layer: usize, x: ValueId) -> Result<ValueId, BackendError> {
+    let weight = |index: u32| WeightId(2 + PER_LAYER * layer as u32 + index);
+    let label = |name: &str| format!("layers.{layer}.{name}");
+    let place = KvLayer { group: layer, index: 0 };
+    let normed = builder.rms_norm(label("attn_norm"), x, weight(0), 1e-5)?;
+    let q = builder.linear(label("q"), normed, weight(1), None)?;
+    let k = builder.linear(label("k"), normed, weight(2), None)?;
+    let v = builder.linear(label("v"), normed, weight(3), None)?;
+    let style = RopeStyle::HalfSplit;
+    let q = builder.rope(label("q_rope"), q, WeightId(1), (HEADS, HEAD_DIM), style)?;
+    let k = builder.rope(label("k_rope"), k, WeightId(1), (KV_HEADS, HEAD_DIM), style)?;
+    builder.kv_write(label("kv"), k, v, place)?;
+    let attention = Op::Attention {
+        q,
+        layer: place,
+        heads: HEADS,
+        num_kv_heads: KV_HEADS,
+        head_dim: HEAD_DIM,
+        scale: (HEAD_DIM as f32).sqrt().recip(),
+        window: WINDOWS[layer],
+        sinks: None,
+    };
+    let attended = builder.attention(label("attention"), attention)?;
+    let attended = builder.linear(label("o"), attended, weight(4), None)?;
+    let x = builder.add(label("attn_add"), x, attended)?;
+    let normed = builder.rms_norm(label("ffn_norm"), x, weight(5), 1e-5)?;
+    let gate = builder.linear(label("gate"), normed, weight(6), None)?;
+    let up = builder.linear(label("up"), normed, weight(7), None)?;
+    let mixed = builder.swiglu(label("swiglu"), gate, up, SwiGluKind::Silu)?;
+    let mixed = builder.linear(label("down"), mixed, weight(8), None)?;
+    builder.add(label("ffn_add"), x, mixed)
 }
 
 impl Recorder for Tiny {
@@ -134,7 +129,7 @@ impl Recorder for Tiny {
         let mut builder = ProgramBuilder::new("tiny", shape, &self.weights);
         let mut x = builder.embed("embed", WeightId(0))?;
         for layer in 0..WINDOWS.len() {
-            x = self.layer(&mut builder, layer, x)?;
+            x = record_layer(&mut builder, layer, x)?;
         }
         let rows = builder.gather_rows("rows", x)?;
         let logits = builder.linear("lm_head", rows, WeightId(0), None)?;
