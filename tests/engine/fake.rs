@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use worker_orcd::engine::{Job, KvGroupSpec, Recorder, StepHead};
+use worker_orcd::engine::Job;
+use worker_orcd::model::{KvGroupSpec, Recorder, StepHead};
 use worker_orcd_core::sampling::{SampleScratch, sample_row};
 use worker_orcd_core::{
     Backend, BackendError, Caps, DType, Element, KvLayout, MemoryReport, NO_BLOCK, OutputValue, PlanId,
