@@ -66,6 +66,7 @@ pub(crate) struct Controls {
     opened: Condvar,
     pub(crate) step_delay_us: AtomicU64,
     pub(crate) fail_next_step: AtomicBool,
+    pub(crate) refuse_next_step: AtomicBool,
     pub(crate) residency_violated: AtomicBool,
     pub(crate) steps: Mutex<Vec<StepRecord>>,
 }
@@ -240,6 +241,9 @@ impl Backend for FakeBackend {
 
     fn submit(&mut self, plan: PlanId, inputs: &StepInputs<'_>) -> Result<(), BackendError> {
         let (shape, penalties) = self.plans[plan.0 as usize];
+        if self.controls.refuse_next_step.swap(false, Ordering::Relaxed) {
+            return Err(refuse("sampling", "out of range"));
+        }
         let mut record = self.check(shape, inputs)?;
         record.sampled = penalties.is_some();
         self.controls.steps.lock().unwrap().push(record);
