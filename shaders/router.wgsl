@@ -18,11 +18,8 @@ const LANES = 64u;
 var<workgroup> lane_keys: array<u32, 64>;
 var<workgroup> lane_ids: array<u32, 64>;
 
-// Orders f32 bits as integers: larger float, larger key; both zeros are equal, a NaN counts as the lowest.
+// Orders f32 bits as integers: larger float, larger key; both zeros are equal.
 fn key_of(bits: u32) -> u32 {
-    if ((bits & 0x7fffffffu) > 0x7f800000u) {
-        return 1u;
-    }
     if ((bits & 0x7fffffffu) == 0u) {
         return 0x80000000u;
     }

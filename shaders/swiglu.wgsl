@@ -29,8 +29,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     let at = id.y * params.width + id.x;
     if (params.clamped != 0u) {
-        let g = min(gate[at], params.limit);
-        let u = clamp(up[at], -params.limit, params.limit);
+        // Comparisons, not min and clamp: a NaN must stay one.
+        let g = select(gate[at], params.limit, gate[at] > params.limit);
+        let below = select(up[at], params.limit, up[at] > params.limit);
+        let u = select(below, -params.limit, below < -params.limit);
         y[at] = (u + 1.0) * gated(g, params.alpha);
     } else {
         y[at] = gated(gate[at], 1.0) * up[at];

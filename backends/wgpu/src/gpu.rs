@@ -10,7 +10,7 @@ use crate::NAME;
 #[derive(Clone, Debug)]
 enum Fault {
     Lost(String),
-    OutOfMemory(String),
+    OutOfMemory,
     Other(String),
 }
 
@@ -77,7 +77,7 @@ impl Gpu {
         let uncaptured = faults.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             uncaptured.record(match error {
-                wgpu::Error::OutOfMemory { .. } => Fault::OutOfMemory(error.to_string()),
+                wgpu::Error::OutOfMemory { .. } => Fault::OutOfMemory,
                 _ => Fault::Other(error.to_string()),
             });
         }));
@@ -94,7 +94,7 @@ impl Gpu {
         match self.faults.get() {
             None => Ok(()),
             Some(Fault::Lost(reason)) => Err(BackendError::DeviceLost { reason }),
-            Some(Fault::OutOfMemory(_)) => Err(BackendError::OutOfMemory {
+            Some(Fault::OutOfMemory) => Err(BackendError::OutOfMemory {
                 purpose: "workspace",
                 requested_bytes: 0,
                 available_bytes: 0,
