@@ -64,8 +64,8 @@ pub enum AdapterChoice {
 /// Switches for tests; the default is what serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WgpuOptions {
-    /// Pretends that no storage binding may be larger, so that small weights are split into slices.
-    pub max_binding_bytes: Option<u64>,
+    /// Splits weights as if no storage binding could be larger.
+    pub max_slice_bytes: Option<u64>,
     /// Other source text for shader parts, by name (`rms_norm`, `prelude`, `quant/q8_0`, ...).
     pub shader_overrides: Vec<(String, String)>,
 }
@@ -150,10 +150,7 @@ pub(crate) fn open(
     options: &WgpuOptions,
 ) -> Result<(Gpu, AdapterSummary), BackendError> {
     let adapter = choose(adapters(), choice)?;
-    let mut limits = adapter.limits();
-    if let Some(bytes) = options.max_binding_bytes {
-        limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(bytes);
-    }
+    let limits = adapter.limits();
     let features = adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
     let request = adapter.request_device(&wgpu::DeviceDescriptor {
         label: Some("worker-orcd"),
@@ -165,5 +162,5 @@ pub(crate) fn open(
     let (device, queue) = pollster::block_on(request)
         .map_err(|error| unavailable(format!("{} refused to open: {error}", adapter.get_info().name)))?;
     let timestamps = features.contains(wgpu::Features::TIMESTAMP_QUERY);
-    Ok((Gpu::new(device, queue, limits, timestamps), summary(0, &adapter.get_info())))
+    Ok((Gpu::new(device, queue, limits, timestamps, options.max_slice_bytes), summary(0, &adapter.get_info())))
 }

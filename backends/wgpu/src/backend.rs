@@ -1,5 +1,7 @@
 //! The `Backend` itself: what is uploaded, cached and compiled, and the one step in flight.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use worker_orcd_core::{
     Backend, BackendError, Caps, KvLayout, MemoryReport, PlanId, PlanProfile, Program, StepInputs,
     StepOutputs, WeightId, WeightSpec, step,
@@ -17,9 +19,9 @@ use crate::weights::Weight;
 /// One device opened through wgpu, with one model on it.
 #[derive(Debug)]
 pub struct WgpuBackend {
-    gpu: Gpu,
+    gpu: Arc<Gpu>,
     caps: Caps,
-    shaders: ShaderCache,
+    shaders: Arc<Mutex<ShaderCache>>,
     specs: Vec<WeightSpec>,
     weights: Vec<Weight>,
     cache: Option<Cache>,
@@ -41,17 +43,28 @@ impl WgpuBackend {
             kernel_set: "wgsl, f32 activations".into(),
             ..Caps::default()
         };
-        Ok(Self {
+        Ok(Self::empty(Arc::new(gpu), caps, Arc::new(Mutex::new(ShaderCache::new(options)))))
+    }
+
+    fn empty(gpu: Arc<Gpu>, caps: Caps, shaders: Arc<Mutex<ShaderCache>>) -> Self {
+        Self {
             gpu,
             caps,
-            shaders: ShaderCache::new(options),
+            shaders,
             specs: vec![],
             weights: vec![],
             cache: None,
             workspaces: vec![],
             plans: vec![],
             in_flight: None,
-        })
+        }
+    }
+
+    /// A backend without weights, cache or plans on the same device, sharing its compiled shaders. For tests, which
+    /// want a fresh backend per case without opening a device and compiling shaders for each.
+    #[must_use]
+    pub fn sibling(&self) -> Self {
+        Self::empty(Arc::clone(&self.gpu), self.caps.clone(), Arc::clone(&self.shaders))
     }
 
     /// Gives the device up, as a driver reset would: every later call reports [`BackendError::DeviceLost`]. For tests
@@ -122,11 +135,13 @@ impl Backend for WgpuBackend {
         }
         let workspace = Workspace::create(&self.gpu, programs, self.cache.as_ref())?;
         let shared = (self.workspaces.len(), &workspace);
+        let mut shaders = self.shaders.lock().unwrap_or_else(PoisonError::into_inner);
         let mut plans = vec![];
         for program in programs {
             let cache = self.cache.as_ref();
-            plans.push(Plan::compile(&self.gpu, &mut self.shaders, program, shared, &self.weights, cache)?);
+            plans.push(Plan::compile(&self.gpu, &mut shaders, program, shared, &self.weights, cache)?);
         }
+        drop(shaders);
         // Uploads and uniforms still pending reach the device now, so that the first step waits for nothing.
         self.gpu.flush("compile")?;
         let first = self.plans.len();

@@ -59,6 +59,8 @@ pub(crate) struct Gpu {
     pub(crate) limits: wgpu::Limits,
     /// Whether passes can write timestamps.
     pub(crate) timestamps: bool,
+    /// Largest slice of a weight, if tests ask for smaller ones than a binding holds.
+    max_slice_bytes: Option<u64>,
     faults: Faults,
 }
 
@@ -68,6 +70,7 @@ impl Gpu {
         queue: wgpu::Queue,
         limits: wgpu::Limits,
         timestamps: bool,
+        max_slice_bytes: Option<u64>,
     ) -> Self {
         let faults = Faults::default();
         let lost = faults.clone();
@@ -81,12 +84,17 @@ impl Gpu {
                 _ => Fault::Other(error.to_string()),
             });
         }));
-        Self { device, queue, limits, timestamps, faults }
+        Self { device, queue, limits, timestamps, max_slice_bytes, faults }
     }
 
     /// Largest storage binding, in bytes, a multiple of a word.
     pub(crate) fn max_binding(&self) -> u64 {
         self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size) / 4 * 4
+    }
+
+    /// Largest slice of a weight, in bytes.
+    pub(crate) fn max_slice(&self) -> u64 {
+        self.max_slice_bytes.map_or(self.max_binding(), |bytes| bytes.min(self.max_binding()))
     }
 
     /// The fault recorded so far, if any; `label` says during what it is reported.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use worker_orcd_core::arena::{self, ArenaPlan};
-use worker_orcd_core::{BackendError, Element, Op, OutputValue, Program, StepInputs, StepOutputs};
+use worker_orcd_core::{
+    BackendError, Element, Op, OutputValue, Program, RowSet, StepInputs, StepOutputs, ValueId,
+};
 
 use crate::NAME;
 use crate::cache::Cache;
@@ -81,7 +83,8 @@ impl Workspace {
         let arena_bytes = largest(&|program| arena::plan(program).bytes);
         let input_bytes = largest(&|program| InputsLayout::of(program, layout).words * 4);
         let output_bytes = largest(&|program| {
-            program.outputs().iter().map(|&id| program.value(id).bytes(program.shape())).sum()
+            let bytes = |&id: &ValueId| readback_stride(program.value(id).bytes(program.shape()) as u64);
+            program.outputs().iter().map(bytes).sum::<u64>() as usize
         });
         let scratch_bytes = largest(&scratch_bytes);
         use wgpu::BufferUsages as Use;
@@ -133,6 +136,11 @@ impl Workspace {
 
 pub(crate) fn execution(label: &str, reason: String) -> BackendError {
     BackendError::Execution { label: label.to_owned(), reason }
+}
+
+/// Bytes an output takes in the readback buffer: mapped ranges start at multiples of eight.
+const fn readback_stride(bytes: u64) -> u64 {
+    bytes.next_multiple_of(wgpu::MAP_ALIGNMENT)
 }
 
 fn scratch_bytes(program: &Program) -> usize {
@@ -224,15 +232,15 @@ impl Plan {
                 let from = self.places.offset(id) as u64;
                 encoder.copy_buffer_to_buffer(&workspace.arena, from, &workspace.readback, at, bytes);
             }
-            at += bytes;
+            at += readback_stride(bytes);
         }
     }
 
-    fn output_bytes(&self, id: worker_orcd_core::ValueId, counts: Counts) -> u64 {
+    fn output_bytes(&self, id: ValueId, counts: Counts) -> u64 {
         let value = self.program.value(id);
         let rows = match value.rows {
-            worker_orcd_core::RowSet::Tokens => counts.tokens,
-            worker_orcd_core::RowSet::Outputs => counts.rows,
+            RowSet::Tokens => counts.tokens,
+            RowSet::Outputs => counts.rows,
         };
         (rows * value.width * 4) as u64
     }
@@ -274,7 +282,7 @@ impl Plan {
                 Some(mapped.map_err(|error| execution(self.program.name(), error.to_string()))?)
             };
             store(value, self.program.value(id).element, view.as_deref().unwrap_or(&[]));
-            at += bytes;
+            at += readback_stride(bytes);
         }
         Ok(())
     }

@@ -161,8 +161,9 @@ impl Weight {
 
 fn allocate(gpu: &Gpu, spec: &WeightSpec, layout: RowLayout) -> Result<Vec<Slice>, BackendError> {
     let rows = spec.experts * spec.rows;
-    let held = (gpu.max_binding() / layout.bytes() as u64) as usize;
     let whole_only = spec.kind == WeightKind::Vector;
+    let room = if whole_only { gpu.max_binding() } else { gpu.max_slice() };
+    let held = (room / layout.bytes() as u64) as usize;
     if held == 0 || (whole_only && held < rows) {
         return Err(BackendError::Unsupported {
             backend: NAME,
@@ -170,7 +171,7 @@ fn allocate(gpu: &Gpu, spec: &WeightSpec, layout: RowLayout) -> Result<Vec<Slice
                 "{}: {} bytes in one binding on a device that allows {}",
                 spec.label,
                 if whole_only { rows * layout.bytes() } else { layout.bytes() },
-                gpu.max_binding()
+                room
             ),
         });
     }

@@ -42,7 +42,7 @@ fn every_shader_is_valid_and_translates() {
             let source = compose(&parts, &[]);
             let module = naga::front::wgsl::parse_str(&source)
                 .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(&source)));
-            let info = Validator::new(ValidationFlags::all(), Capabilities::default())
+            let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
                 .validate(&module)
                 .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(&source)));
             for (entry, constants) in variants(stem) {
