@@ -138,6 +138,17 @@ fn blocks_behind_a_window_are_not_asked_for() {
 }
 
 #[test]
+fn a_gap_between_windows_is_not_taken_for_held() {
+    let mut data = valid();
+    data.sequences = vec![0; 3];
+    data.positions = vec![0, 5, 2];
+    data.block_tables = vec![vec![1, 2, 3], vec![0, NO_BLOCK, 2]];
+    assert_eq!(field(&data), Some("block_tables"), "position 2 sees block 1");
+    data.positions = vec![0, 5, 1];
+    assert_eq!(field(&data), None);
+}
+
+#[test]
 fn outputs_have_room_for_the_largest_step() {
     let outputs = StepOutputs::for_program(&program());
     assert!(matches!(&outputs.values[..], [OutputValue::U32(values)] if values.capacity() >= 2));
