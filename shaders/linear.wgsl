@@ -1,0 +1,53 @@
+// linear: y[t][o] = sum_i weight[o][i] * x[t][i] + bias[o]
+//
+// x [rows, cols] f32, weight [out, cols] in any format (one slice of its rows), bias [out] f32, y [rows, out] f32.
+// Grid: (ceil(slice rows / 4), ceil(rows / TOKENS)) workgroups of 128: four weight rows of 32 lanes each.
+// Composed as prelude + quant/<format> + rows_{vec4,ragged} + dot + this.
+
+struct Params {
+    // Word of `inputs` with the actual number of rows of x.
+    rows_at: u32,
+    cols: u32,
+    // Units of eight columns per weight row.
+    units: u32,
+    // Rows of the weight in this slice, and the first one's output feature.
+    slice_rows: u32,
+    slice_start: u32,
+    // Layout of the slice: words per row, start of the tail plane, its words per row.
+    row_words: u32,
+    tail_at: u32,
+    tail_words: u32,
+    out_width: u32,
+    has_bias: u32,
+}
+
+@group(0) @binding(3) var<storage, read> weight: array<u32>;
+@group(0) @binding(4) var<storage, read> bias: array<f32>;
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let count = inputs[params.rows_at];
+    let first = group.y * TOKENS;
+    if (first >= count) {
+        return;
+    }
+    let row = min(group.x * DOT_ROWS + thread / DOT_LANES, params.slice_rows - 1u);
+    let last = vec4<u32>(count - 1u);
+    let near = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), last) * params.cols;
+    let far = min(vec4<u32>(first) + vec4<u32>(4u, 5u, 6u, 7u), last) * params.cols;
+    dot_tile(row, thread, near, far);
+    workgroupBarrier();
+    if (thread < TOKENS * DOT_ROWS) {
+        let tile_row = thread / DOT_ROWS;
+        let weight_row = group.x * DOT_ROWS + thread % DOT_ROWS;
+        if (weight_row < params.slice_rows && first + tile_row < count) {
+            var sum = dot_sum(tile_row, thread % DOT_ROWS);
+            let feature = params.slice_start + weight_row;
+            if (params.has_bias != 0u) {
+                sum += bias[feature];
+            }
+            y[(first + tile_row) * params.out_width + feature] = sum;
+        }
+    }
+}
