@@ -47,18 +47,44 @@ pub enum LogFormat {
     Text,
 }
 
+/// Which model, served how.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// GGUF file, or the first file of a split model
+    #[arg(long, env = "WORKER_ORCD_MODEL", value_name = "FILE")]
+    pub model: PathBuf,
+    /// Hugging Face tokenizer.json; the one beside the model, else the model's own vocabulary, when omitted
+    #[arg(long, env = "WORKER_ORCD_TOKENIZER", value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Most positions of one sequence; the model's own limit, at most 16384, when omitted
+    #[arg(long, env = "WORKER_ORCD_CONTEXT", value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// Bytes copied to the device at a time while loading
+    #[arg(long, env = "WORKER_ORCD_CHUNK_BYTES", value_name = "BYTES", default_value_t = 1 << 20)]
+    pub chunk_bytes: usize,
+    /// Round the ends of YaRN's ramp as llama.cpp does
+    #[arg(long, env = "WORKER_ORCD_YARN_TRUNCATE")]
+    pub yarn_truncate: bool,
+    /// Ignore Phi-3's sliding window as llama.cpp does
+    #[arg(long, env = "WORKER_ORCD_IGNORE_PHI3_WINDOW")]
+    pub ignore_phi3_window: bool,
+    /// Run a file that has tensors its architecture has no use for
+    #[arg(long, env = "WORKER_ORCD_ALLOW_UNKNOWN_TENSORS")]
+    pub allow_unknown_tensors: bool,
+}
+
 /// Flags of the server; each is also an environment variable, and a flag wins over its variable.
 #[derive(Args, Clone, Debug)]
 pub struct WorkerConfig {
     /// Name of this worker in logs and in /health; a random UUID when omitted
     #[arg(long, env = "WORKER_ORCD_WORKER_ID", default_value_t = random::uuid(), hide_default_value = true)]
     pub worker_id: String,
-    /// GGUF file, or the first file of a split model
-    #[arg(long, env = "WORKER_ORCD_MODEL", value_name = "FILE")]
-    pub model: PathBuf,
+    /// Which model, and how it is read.
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// Index of the GPU
     #[arg(long, env = "WORKER_ORCD_GPU_DEVICE", default_value_t = 0)]
-    pub gpu_device: u32,
+    pub gpu_device: usize,
     /// Port to listen on, 1024-65535
     #[arg(long, env = "WORKER_ORCD_PORT", default_value_t = 8080)]
     pub port: u16,
@@ -77,24 +103,19 @@ pub struct WorkerConfig {
     /// Seconds after which a request is given up
     #[arg(long, env = "WORKER_ORCD_INFERENCE_TIMEOUT_SEC", value_name = "SECONDS", default_value_t = 300)]
     pub inference_timeout_sec: u64,
-    /// Memory of the key/value cache in MiB; what one full context per batch slot needs, as far as it fits, when omitted
+    /// Memory of the key/value cache in MiB; room for one full context, at least 8192 positions, when
+    /// omitted
     #[arg(long, env = "WORKER_ORCD_KV_CACHE_MB", value_name = "MIB")]
     pub kv_cache_mb: Option<usize>,
-    /// Most positions of one sequence; the model's own limit when omitted
-    #[arg(long, env = "WORKER_ORCD_CONTEXT", value_name = "TOKENS")]
-    pub context: Option<usize>,
     /// Most sequences that run at once
     #[arg(long, env = "WORKER_ORCD_MAX_BATCH", value_name = "SEQUENCES", default_value_t = 16)]
     pub max_batch: usize,
+    /// Most prompt tokens per step; running sequences go first
+    #[arg(long, env = "WORKER_ORCD_PREFILL_CHUNK", value_name = "TOKENS", default_value_t = 512)]
+    pub prefill_chunk: usize,
     /// Most requests that wait; one more is answered 429
     #[arg(long, env = "WORKER_ORCD_MAX_QUEUE", value_name = "REQUESTS", default_value_t = 64)]
     pub max_queue: usize,
-    /// Hugging Face tokenizer.json; the one beside the model, else the model's own vocabulary, when omitted
-    #[arg(long, env = "WORKER_ORCD_TOKENIZER", value_name = "FILE")]
-    pub tokenizer: Option<PathBuf>,
-    /// Bytes copied to the device at a time while loading
-    #[arg(long, env = "WORKER_ORCD_CHUNK_BYTES", value_name = "BYTES", default_value_t = 1 << 20)]
-    pub chunk_bytes: usize,
     /// Seconds that running requests get to finish after a shutdown was asked for
     #[arg(long, env = "WORKER_ORCD_DRAIN_TIMEOUT_SEC", value_name = "SECONDS", default_value_t = 4)]
     pub drain_timeout_sec: u64,
@@ -130,19 +151,21 @@ impl WorkerConfig {
         rule("--worker-id", id, "1 to 128 letters, digits, '-', '_', '.' or ':'", |id| {
             (1..=128).contains(&id.len()) && id.bytes().all(allowed)
         })?;
+        rule("--model", &self.model.model.to_string_lossy(), "a path", |path| !path.is_empty())?;
         rule("--log-level", &self.log_level, "a level or target=level,…", |filter| {
             EnvFilter::try_new(filter).is_ok()
         })?;
-        let bounds: [(&'static str, Option<u64>, RangeInclusive<u64>); 10] = [
+        let bounds: [(&'static str, Option<u64>, RangeInclusive<u64>); 11] = [
             ("--port", Some(u64::from(self.port)), 1024..=65_535),
             ("--max-tokens-in", self.max_tokens_in.map(|tokens| tokens as u64), TOKENS),
             ("--max-tokens-out", Some(self.max_tokens_out as u64), TOKENS),
-            ("--context", self.context.map(|tokens| tokens as u64), TOKENS),
+            ("--context", self.model.context.map(|tokens| tokens as u64), 2..=1 << 24),
             ("--inference-timeout-sec", Some(self.inference_timeout_sec), 1..=86_400),
             ("--kv-cache-mb", self.kv_cache_mb.map(|mib| mib as u64), 1..=1 << 24),
             ("--max-batch", Some(self.max_batch as u64), 1..=1024),
+            ("--prefill-chunk", Some(self.prefill_chunk as u64), 1..=65_536),
             ("--max-queue", Some(self.max_queue as u64), 1..=65_536),
-            ("--chunk-bytes", Some(self.chunk_bytes as u64), 4096..=1 << 30),
+            ("--chunk-bytes", Some(self.model.chunk_bytes as u64), 4096..=1 << 30),
             ("--drain-timeout-sec", Some(self.drain_timeout_sec), 0..=3600),
         ];
         for (flag, value, range) in bounds {
@@ -214,8 +237,10 @@ mod tests {
             ("--max-tokens-out", &["1"], &["0", "16777217"]),
             ("--inference-timeout-sec", &["1", "86400"], &["0", "86401"]),
             ("--kv-cache-mb", &["1"], &["0"]),
-            ("--context", &["1"], &["0"]),
+            ("--context", &["2"], &["1", "16777217"]),
             ("--max-batch", &["1", "1024"], &["0", "1025"]),
+            ("--prefill-chunk", &["1", "65536"], &["0", "65537"]),
+            ("--prefill-chunk", &["1", "65536"], &["0", "65537"]),
             ("--max-queue", &["1", "65536"], &["0", "65537"]),
             ("--chunk-bytes", &["4096", "1073741824"], &["4095", "1073741825"]),
             ("--drain-timeout-sec", &["0", "3600"], &["3601"]),

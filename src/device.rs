@@ -35,7 +35,8 @@ pub fn open(choice: BackendChoice, index: usize) -> Result<Box<dyn Backend>, Bac
 pub fn enumerate() -> (Vec<DeviceSummary>, Vec<(BackendChoice, BackendError)>) {
     let mut devices = vec![];
     let mut absent = vec![];
-    for (choice, found) in [(BackendChoice::Cuda, enumerate_cuda()), (BackendChoice::Wgpu, enumerate_wgpu())] {
+    for (choice, found) in [(BackendChoice::Cuda, enumerate_cuda()), (BackendChoice::Wgpu, enumerate_wgpu())]
+    {
         match found {
             Ok(found) => devices.extend(found),
             Err(error) => absent.push((choice, error)),

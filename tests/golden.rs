@@ -85,10 +85,8 @@ impl Golden {
     }
 
     fn run(&self, choice: BackendChoice, element: KvElement) -> Option<DirectRun> {
-        let options = worker_orcd::engine::direct::DirectOptions {
-            rows: 1,
-            ..direct_options(512, 256, element)
-        };
+        let options =
+            worker_orcd::engine::direct::DirectOptions { rows: 1, ..direct_options(512, 256, element) };
         Some(self.test.direct(open_device(choice)?, &options))
     }
 }
@@ -159,7 +157,10 @@ fn golden_models_of_every_architecture_hold_on_every_backend() {
             let first = nmse(&floats(&expected["row0"]), rows[0]);
             let place = format!("{name} on {} with {element:?}", choice.name());
             eprintln!("{place}: NMSE {first:.2e} first, {last:.2e} last");
-            assert!(first <= limit && last <= limit, "{place}: NMSE {first:.3e} and {last:.3e} above {limit:.0e}");
+            assert!(
+                first <= limit && last <= limit,
+                "{place}: NMSE {first:.3e} and {last:.3e} above {limit:.0e}"
+            );
             let found: Vec<u32> = rows.iter().map(|row| argmax(row)).collect();
             assert_eq!(found, ids(&expected["argmax"]), "{place}");
         }

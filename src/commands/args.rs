@@ -1,6 +1,5 @@
 //! Flags that most commands share, and the opening of what they name.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
@@ -8,36 +7,11 @@ use worker_orcd_core::{Backend, KvElement};
 
 use super::CommandError;
 use crate::config::BackendChoice;
+pub use crate::config::ModelArgs;
 use crate::device;
 use crate::gguf::Gguf;
 use crate::model::{Model, ModelOptions, Parity};
 use crate::text::{SpecialParsing, Tokenizer};
-
-/// Which model, served how.
-#[derive(Args, Clone, Debug)]
-pub struct ModelArgs {
-    /// GGUF file, or the first file of a split model
-    #[arg(long, env = "WORKER_ORCD_MODEL", value_name = "FILE")]
-    pub model: PathBuf,
-    /// Hugging Face tokenizer.json; the one beside the model, else the model's own vocabulary, when omitted
-    #[arg(long, env = "WORKER_ORCD_TOKENIZER", value_name = "FILE")]
-    pub tokenizer: Option<PathBuf>,
-    /// Most positions of one sequence; the model's own limit, at most 16384, when omitted
-    #[arg(long, env = "WORKER_ORCD_CONTEXT", value_name = "TOKENS")]
-    pub context: Option<usize>,
-    /// Bytes copied to the device at a time while loading
-    #[arg(long, env = "WORKER_ORCD_CHUNK_BYTES", value_name = "BYTES", default_value_t = 1 << 20)]
-    pub chunk_bytes: usize,
-    /// Round the ends of YaRN's ramp as llama.cpp does
-    #[arg(long, env = "WORKER_ORCD_YARN_TRUNCATE")]
-    pub yarn_truncate: bool,
-    /// Ignore Phi-3's sliding window as llama.cpp does
-    #[arg(long, env = "WORKER_ORCD_IGNORE_PHI3_WINDOW")]
-    pub ignore_phi3_window: bool,
-    /// Run a file that has tensors its architecture has no use for
-    #[arg(long, env = "WORKER_ORCD_ALLOW_UNKNOWN_TENSORS")]
-    pub allow_unknown_tensors: bool,
-}
 
 /// Which device.
 #[derive(Args, Clone, Copy, Debug)]
@@ -144,7 +118,9 @@ impl PromptArgs {
         };
         let vocab = open.model.config().vocab_size;
         if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
-            return Err(CommandError::Usage(format!("token id {id} is not below the vocabulary size {vocab}")));
+            return Err(CommandError::Usage(format!(
+                "token id {id} is not below the vocabulary size {vocab}"
+            )));
         }
         if ids.is_empty() {
             return Err(CommandError::Usage("the prompt has no tokens".into()));

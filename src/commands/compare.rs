@@ -19,8 +19,14 @@ pub struct CompareArgs {
     #[command(flatten)]
     prompt: PromptArgs,
     /// The two backends; the first is the one believed
-    #[arg(long, env = "WORKER_ORCD_BACKENDS", value_enum, value_delimiter = ',', num_args = 2,
-          default_value = "reference,wgpu")]
+    #[arg(
+        long,
+        env = "WORKER_ORCD_BACKENDS",
+        value_enum,
+        value_delimiter = ',',
+        num_args = 2,
+        default_value = "reference,wgpu"
+    )]
     backends: Vec<BackendChoice>,
     /// Index of the GPU
     #[arg(long, env = "WORKER_ORCD_GPU_DEVICE", default_value_t = 0)]
@@ -71,7 +77,8 @@ pub fn run(args: &CompareArgs, out: &mut dyn Write) -> Result<(), CommandError> 
     let parted = differences.iter().find(|difference| !difference.agrees);
     let worst = differences.iter().map(|difference| difference.nmse).fold(0.0, f64::max);
     if args.json {
-        let values: Vec<_> = differences.iter().map(|d| json!({ "label": d.label, "nmse": d.nmse })).collect();
+        let values: Vec<_> =
+            differences.iter().map(|d| json!({ "label": d.label, "nmse": d.nmse })).collect();
         let line = json!({
             "values": values, "worst_nmse": worst, "tolerance": args.tolerance,
             "first_divergence": parted.map(|d| d.label.as_str()),
@@ -142,7 +149,9 @@ fn difference(
         (OutputValue::U32(a), OutputValue::U32(b)) => {
             let width = program.value(id).width;
             let rows: Vec<usize> = (0..a.len() / width)
-                .filter(|row| a[row * width..][..width] != *b.get(row * width..(row + 1) * width).unwrap_or_default())
+                .filter(|row| {
+                    a[row * width..][..width] != *b.get(row * width..(row + 1) * width).unwrap_or_default()
+                })
                 .collect();
             let share = rows.len() as f64 / (a.len() / width).max(1) as f64;
             let router_margin = router_margin(program, id, &rows, width, expected);

@@ -58,7 +58,10 @@ pub struct DemoArgs {
 pub fn run(args: &DemoArgs, out: &mut dyn Write, notes: &mut dyn Write) -> Result<(), CommandError> {
     let backend = args.backend.unwrap_or_else(device::best);
     if backend == BackendChoice::Reference && args.backend.is_none() {
-        writeln!(notes, "no CUDA and no Vulkan, Metal or DX12 adapter found: running on the reference interpreter")?;
+        writeln!(
+            notes,
+            "no CUDA and no Vulkan, Metal or DX12 adapter found: running on the reference interpreter"
+        )?;
     }
     let gguf = match &args.model {
         Some(path) => Gguf::open(path)?,

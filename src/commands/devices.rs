@@ -25,10 +25,12 @@ pub fn run(args: &DevicesArgs, out: &mut dyn Write) -> Result<(), CommandError> 
     if args.json {
         let devices: Vec<_> = devices
             .iter()
-            .map(|d| json!({
-                "backend": d.backend.name(), "index": d.index, "description": d.description,
-                "total_memory_bytes": d.total_memory_bytes,
-            }))
+            .map(|d| {
+                json!({
+                    "backend": d.backend.name(), "index": d.index, "description": d.description,
+                    "total_memory_bytes": d.total_memory_bytes,
+                })
+            })
             .collect();
         let absent: Vec<_> = absent
             .iter()
@@ -38,7 +40,13 @@ pub fn run(args: &DevicesArgs, out: &mut dyn Write) -> Result<(), CommandError> 
         return Ok(());
     }
     for device in devices {
-        writeln!(out, "--backend {:<9} --gpu-device {}  {}", device.backend.name(), device.index, device.description)?;
+        writeln!(
+            out,
+            "--backend {:<9} --gpu-device {}  {}",
+            device.backend.name(),
+            device.index,
+            device.description
+        )?;
     }
     for (choice, error) in absent {
         writeln!(out, "--backend {:<9} not available: {error}", choice.name())?;

@@ -67,7 +67,13 @@ pub fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), CommandError> 
     }
     if args.tensors {
         for tensor in gguf.tensors() {
-            writeln!(out, "  {:<40} {:<6} {:?}", tensor.name(), tensor.dtype.name(), &tensor.dims[..tensor.rank()])?;
+            writeln!(
+                out,
+                "  {:<40} {:<6} {:?}",
+                tensor.name(),
+                tensor.dtype.name(),
+                &tensor.dims[..tensor.rank()]
+            )?;
         }
     }
     Ok(())

@@ -41,13 +41,8 @@ pub fn run(args: &LogitsArgs, out: &mut dyn Write) -> Result<(), CommandError> {
     let backend = args.device.load(&open, args.model.chunk_bytes)?;
     let whole = args.taps.is_some();
     let chunk = if whole { ids.len() } else { args.chunk.unwrap_or(ids.len()).clamp(1, ids.len()) };
-    let options = DirectOptions {
-        context: ids.len(),
-        chunk,
-        rows: 1,
-        element: args.device.kv.into(),
-        tapped: whole,
-    };
+    let options =
+        DirectOptions { context: ids.len(), chunk, rows: 1, element: args.device.kv.into(), tapped: whole };
     let mut run = DirectRun::new(backend, &open.model, &options)?;
     let logits = match &args.taps {
         None => run.last_logits(&ids)?,

@@ -1,16 +1,28 @@
 //! The subcommands, one file each.
 
 pub mod args;
+pub mod bench;
 pub mod compare;
+pub mod demo;
+pub mod devices;
 pub mod forge;
+pub mod generate;
+pub mod inspect;
 pub mod logits;
 pub mod perplexity;
+pub mod plan;
 mod progress;
+pub mod serve;
+pub mod session;
+pub mod tokenize;
 
-use std::io;
+use std::io::{self, BufReader};
+
+use clap::{Parser, Subcommand};
 
 use worker_orcd_core::BackendError;
 
+use crate::config::WorkerConfig;
 use crate::engine::{EngineError, StartError};
 use crate::gguf::GgufError;
 use crate::model::ModelError;
@@ -43,6 +55,24 @@ pub enum CommandError {
     /// A sequence failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The device has too little memory for the model and the settings.
+    #[error(
+        "{model} does not fit on device {device}: {required_bytes} bytes needed, {available_bytes} available\n{table}"
+    )]
+    NoRoom {
+        /// The file.
+        model: String,
+        /// Its index.
+        device: usize,
+        /// Free bytes.
+        available_bytes: u64,
+        /// Planned bytes.
+        required_bytes: u64,
+        /// Planned bytes by purpose.
+        table: String,
+        /// The same as a device error.
+        source: BackendError,
+    },
     /// Two backends part.
     #[error("backends differ first at {label}: NMSE {nmse:.3e}{margin}")]
     Differs {
@@ -53,4 +83,82 @@ pub enum CommandError {
         /// The router's margin, when experts differ.
         margin: String,
     },
+}
+
+impl CommandError {
+    /// 2 for a command line that cannot be meant, 1 for everything else.
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// Serves one GGUF model on one GPU over HTTP. Without a subcommand: serve.
+#[derive(Debug, Parser)]
+#[command(name = "worker-orcd", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Option<WorkerConfig>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Load a model and answer HTTP
+    Serve(Box<WorkerConfig>),
+    /// Write a haiku with the bundled model on the best backend present
+    Demo(demo::DemoArgs),
+    /// Generate text from one prompt
+    Generate(Box<generate::GenerateArgs>),
+    /// Print the last position's logits of a prompt
+    Logits(Box<logits::LogitsArgs>),
+    /// Turn JSON lines of text into JSON lines of token ids
+    Tokenize(tokenize::TokenizeArgs),
+    /// Show what is in a GGUF file
+    Inspect(inspect::InspectArgs),
+    /// Show the device memory a model will need
+    Plan(plan::PlanArgs),
+    /// List the devices of every backend
+    Devices(devices::DevicesArgs),
+    /// Measure perplexity on a text
+    Perplexity(perplexity::PerplexityArgs),
+    /// Compare two backends value by value
+    Compare(compare::CompareArgs),
+    /// Write a model file with published shapes and random weights
+    Forge(forge::ForgeArgs),
+    /// Measure speed
+    Bench(bench::BenchArgs),
+}
+
+impl Cli {
+    /// Runs the chosen command.
+    ///
+    /// # Errors
+    /// Whatever the command says.
+    pub fn run(self) -> Result<(), CommandError> {
+        let mut out = io::stdout().lock();
+        let Some(command) = self.command else {
+            let no_model = || CommandError::Usage("--model is needed; see --help".into());
+            return serve::run(&self.serve.ok_or_else(no_model)?);
+        };
+        match command {
+            Command::Serve(config) => serve::run(&config),
+            Command::Demo(args) => demo::run(&args, &mut out, &mut io::stderr()),
+            Command::Generate(args) => generate::run(&args, &mut out),
+            Command::Logits(args) => logits::run(&args, &mut out),
+            Command::Tokenize(args) => {
+                tokenize::run(&args, &mut BufReader::new(io::stdin().lock()), &mut out)
+            }
+            Command::Inspect(args) => inspect::run(&args, &mut out),
+            Command::Plan(args) => plan::run(&args, &mut out),
+            Command::Devices(args) => devices::run(&args, &mut out),
+            Command::Perplexity(args) => perplexity::run(&args, &mut out),
+            Command::Compare(args) => compare::run(&args, &mut out),
+            Command::Forge(args) => forge::run(&args, &mut out),
+            Command::Bench(args) => bench::run(&args, &mut out),
+        }
+    }
 }

@@ -87,7 +87,10 @@ pub fn run(args: &PerplexityArgs, out: &mut dyn Write) -> Result<(), CommandErro
         });
         writeln!(out, "{line}")?;
     } else {
-        writeln!(out, "perplexity {perplexity:.4} over {count} tokens of {chunks} windows of {window} ({seconds:.1} s)")?;
+        writeln!(
+            out,
+            "perplexity {perplexity:.4} over {count} tokens of {chunks} windows of {window} ({seconds:.1} s)"
+        )?;
     }
     Ok(())
 }

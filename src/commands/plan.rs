@@ -66,7 +66,13 @@ pub fn run(args: &PlanArgs, out: &mut dyn Write) -> Result<(), CommandError> {
         });
         writeln!(out, "{line}")?;
     } else {
-        writeln!(out, "{}, context {}, batch {}", open.model.config().name, config.context, config.max_batch)?;
+        writeln!(
+            out,
+            "{}, context {}, batch {}",
+            open.model.config().name,
+            config.context,
+            config.max_batch
+        )?;
         write!(out, "{}", table(&report))?;
     }
     Ok(())

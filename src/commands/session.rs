@@ -8,9 +8,7 @@ use worker_orcd_core::Backend;
 
 use super::CommandError;
 use super::args::{DeviceArgs, ModelArgs, OpenModel};
-use crate::engine::{
-    Engine, EngineConfig, FinishReason, Job, KvBudget, Sampling, TokenEvent, Usage,
-};
+use crate::engine::{Engine, EngineConfig, FinishReason, Job, KvBudget, Sampling, TokenEvent, Usage};
 use crate::model::Recorder;
 use crate::text::{DecodeOptions, IncrementalDecoder, Tokenizer};
 
@@ -53,7 +51,11 @@ impl SamplingArgs {
             ("--temperature", (0.0..=2.0).contains(&self.temperature), "0 to 2"),
             ("--top-p", self.top_p > 0.0 && self.top_p <= 1.0, "above 0, at most 1"),
             ("--min-p", (0.0..=1.0).contains(&self.min_p), "0 to 1"),
-            ("--repetition-penalty", self.repetition_penalty > 0.0 && self.repetition_penalty <= 2.0, "above 0, at most 2"),
+            (
+                "--repetition-penalty",
+                self.repetition_penalty > 0.0 && self.repetition_penalty <= 2.0,
+                "above 0, at most 2",
+            ),
             ("--max-tokens", self.max_tokens >= 1, "at least 1"),
         ];
         if let Some((flag, _, rule)) = rules.iter().find(|(_, holds, _)| !holds) {

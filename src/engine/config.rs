@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use worker_orcd_core::{BackendError, KvElement, KvLayout, StepShape};
 
-use crate::model::KvGroupSpec;
+use crate::model::{KvGroupSpec, Recorder};
 
 /// Most cache groups a model may have; step inputs are gathered into an array of this size without allocating.
 pub const MAX_KV_GROUPS: usize = 8;
@@ -80,6 +80,22 @@ pub enum StartError {
 }
 
 impl EngineConfig {
+    /// Positions the cache holds by default, unless one context is longer.
+    pub const DEFAULT_POSITIONS: usize = 8192;
+
+    /// Settings for a model: its whole context, and a cache of `kv_cache_mb` MiB; without it, room for one full context
+    /// or [`Self::DEFAULT_POSITIONS`], whichever is more.
+    pub fn for_model(recorder: &dyn Recorder, kv_cache_mb: Option<usize>) -> Self {
+        let defaults = Self::default();
+        let context = recorder.context_length();
+        let positions = context.max(Self::DEFAULT_POSITIONS);
+        let kv_budget = match kv_cache_mb {
+            Some(mib) => KvBudget::Bytes(mib.saturating_mul(1 << 20)),
+            None => KvBudget::Blocks(positions.div_ceil(defaults.block_size)),
+        };
+        Self { context, kv_budget, ..defaults }
+    }
+
     /// Checks the settings against each other and the model.
     ///
     /// # Errors

@@ -62,7 +62,8 @@ impl DirectRun {
             program = program.tapped();
         }
         let plan = backend.compile(std::slice::from_ref(&program))?;
-        let missing = || BackendError::Program { label: program.name().into(), reason: "no plan came back".into() };
+        let missing =
+            || BackendError::Program { label: program.name().into(), reason: "no plan came back".into() };
         let plan = plan.first().copied().ok_or_else(missing)?;
         let tables = vec![(0..blocks as u32).collect(); groups.len()];
         let outputs = StepOutputs::for_program(&program);

@@ -9,7 +9,6 @@ use std::time::Instant;
 use tokio::sync::watch;
 use worker_orcd_core::{Backend, MemoryReport};
 
-use crate::model::Recorder;
 use super::batch::Batch;
 use super::blocks::CacheBlocks;
 use super::config::{EngineConfig, StartError};
@@ -20,6 +19,7 @@ use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use super::stats::{Counters, EngineStats, Health, Shared, add};
 use super::step_loop::{Command, StepLoop};
+use crate::model::Recorder;
 
 /// A handle to the running engine; clones talk to the same one. When all are gone, it ends what it has and stops.
 #[derive(Clone, Debug)]

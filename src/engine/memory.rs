@@ -26,7 +26,10 @@ pub fn memory_plan(
 ) -> Result<MemoryPlan, StartError> {
     let kv = config.kv_layout(&recorder.kv_groups())?;
     let mut report = MemoryReport {
-        weights_bytes: weights.iter().map(|spec| spec.bytes().unwrap_or(0).next_multiple_of(256) as u64).sum(),
+        weights_bytes: weights
+            .iter()
+            .map(|spec| spec.bytes().unwrap_or(0).next_multiple_of(256) as u64)
+            .sum(),
         kv_cache_bytes: kv.bytes() as u64,
         ..MemoryReport::default()
     };

@@ -12,9 +12,9 @@
 mod batch;
 pub mod blocks;
 mod config;
+pub mod direct;
 mod handle;
 pub mod job;
-pub mod direct;
 mod memory;
 mod plans;
 mod sampler;

@@ -16,7 +16,9 @@ mod qwen2;
 mod rope;
 mod weights;
 
-use worker_orcd_core::{Backend, BackendError, KvElement, KvGroup, KvLayer, Program, ProgramBuilder, StepShape, WeightSpec};
+use worker_orcd_core::{
+    Backend, BackendError, KvElement, KvGroup, KvLayer, Program, ProgramBuilder, StepShape, WeightSpec,
+};
 
 pub use config::{Architecture, ModelConfig, MoeConfig, Parity, RopeConfig, RopeScaling};
 pub use kind::quant_kind;

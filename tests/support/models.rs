@@ -20,7 +20,9 @@ pub fn shared_data() -> Option<PathBuf> {
     if path.is_dir() {
         Some(path)
     } else {
-        eprintln!("SKIPPED: ../shared/data is not here, so models made by other engines' tools are not compared");
+        eprintln!(
+            "SKIPPED: ../shared/data is not here, so models made by other engines' tools are not compared"
+        );
         None
     }
 }
@@ -34,8 +36,7 @@ pub struct TestModel {
 impl TestModel {
     pub fn open(path: &Path, options: ModelOptions) -> Self {
         let gguf = Gguf::open(path).unwrap_or_else(|error| panic!("{error}"));
-        let model =
-            Model::new(&gguf, options).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let model = Model::new(&gguf, options).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         Self { gguf, model }
     }
 
