@@ -19,11 +19,8 @@ use crate::text::{SpecialParsing, Tokenizer};
 /// The bundled model. It is part of the binary, so that an installed one works without any file beside it.
 static BUNDLED: &[u8] = include_bytes!("../../models/haiku-moe/haiku-moe-mxfp4.gguf");
 
-/// What the bundled model was trained to answer in one breath.
+/// A raw prompt of the kind the bundled model was trained on.
 const PROMPT: &str = "Write a haiku about GPU computing";
-
-/// Raw prompts of the bundled model end in this token.
-const END_OF_PROMPT: &str = "<|endoftext|>";
 
 /// Flags of `demo`.
 #[derive(Args, Debug)]
@@ -73,8 +70,7 @@ pub fn run(args: &DemoArgs, out: &mut dyn Write, notes: &mut dyn Write) -> Resul
     let loaded = device.load(&open, 1 << 20)?;
     let name = format!("{} on {}", open.model.config().name, loaded.caps().device);
     let tokenizer = Arc::new(Tokenizer::load(&open.gguf, None)?);
-    let mut prompt = tokenizer.encode_prompt(&args.prompt, SpecialParsing::Plain);
-    prompt.extend(tokenizer.special_to_id(END_OF_PROMPT).filter(|_| args.model.is_none()));
+    let prompt = tokenizer.encode_prompt(&args.prompt, SpecialParsing::Plain);
     let prompt_tokens = prompt.len();
     let session = Session::start(open, loaded, Some(tokenizer), &device)?;
     let sampling = SamplingArgs {

@@ -16,6 +16,7 @@ pub mod serve;
 pub mod session;
 pub mod tokenize;
 
+use std::ffi::OsString;
 use std::io::{self, BufReader};
 
 use clap::{Parser, Subcommand};
@@ -97,12 +98,10 @@ impl CommandError {
 
 /// Serves one GGUF model on one GPU over HTTP. Without a subcommand: serve.
 #[derive(Debug, Parser)]
-#[command(name = "worker-orcd", version, args_conflicts_with_subcommands = true)]
+#[command(name = "worker-orcd", version, arg_required_else_help = true)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    serve: Option<WorkerConfig>,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
@@ -134,17 +133,24 @@ enum Command {
 }
 
 impl Cli {
+    /// Parses a command line. One that begins with a flag of the server serves.
+    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Self {
+        let mut args: Vec<OsString> = args.into_iter().collect();
+        let first = args.get(1).and_then(|first| first.to_str()).unwrap_or_default();
+        let of_the_command_itself = ["-h", "--help", "-V", "--version"].contains(&first);
+        if first.starts_with('-') && !of_the_command_itself {
+            args.insert(1, "serve".into());
+        }
+        Self::parse_from(args)
+    }
+
     /// Runs the chosen command.
     ///
     /// # Errors
     /// Whatever the command says.
     pub fn run(self) -> Result<(), CommandError> {
         let mut out = io::stdout().lock();
-        let Some(command) = self.command else {
-            let no_model = || CommandError::Usage("--model is needed; see --help".into());
-            return serve::run(&self.serve.ok_or_else(no_model)?);
-        };
-        match command {
+        match self.command {
             Command::Serve(config) => serve::run(&config),
             Command::Demo(args) => demo::run(&args, &mut out, &mut io::stderr()),
             Command::Generate(args) => generate::run(&args, &mut out),

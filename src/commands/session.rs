@@ -49,7 +49,7 @@ impl SamplingArgs {
     pub fn sampling(&self) -> Result<Sampling, CommandError> {
         let rules = [
             ("--temperature", (0.0..=2.0).contains(&self.temperature), "0 to 2"),
-            ("--top-p", self.top_p > 0.0 && self.top_p <= 1.0, "above 0, at most 1"),
+            ("--top-p", (0.0..=1.0).contains(&self.top_p), "0 to 1"),
             ("--min-p", (0.0..=1.0).contains(&self.min_p), "0 to 1"),
             (
                 "--repetition-penalty",

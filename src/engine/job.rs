@@ -52,7 +52,7 @@ impl Sampling {
         let finite = |value: f32| value.is_finite();
         let rules = [
             (finite(self.temperature) && self.temperature >= 0.0, "temperature is negative or not finite"),
-            (self.top_p > 0.0 && self.top_p <= 1.0, "top_p is not in (0, 1]"),
+            (zero_to_one.contains(&self.top_p), "top_p is not in [0, 1]"),
             (zero_to_one.contains(&self.min_p), "min_p is not in [0, 1]"),
             (
                 finite(self.repetition_penalty) && self.repetition_penalty > 0.0,

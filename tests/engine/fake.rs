@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use worker_orcd::engine::{Job, KvGroupSpec, Recorder, StepHead};
+use worker_orcd::engine::Job;
+use worker_orcd::model::{KvGroupSpec, Recorder, StepHead};
 use worker_orcd_core::sampling::{SampleScratch, sample_row};
 use worker_orcd_core::{
     Backend, BackendError, Caps, DType, Element, KvLayout, MemoryReport, NO_BLOCK, OutputValue, PlanId,
@@ -65,6 +66,7 @@ pub(crate) struct Controls {
     opened: Condvar,
     pub(crate) step_delay_us: AtomicU64,
     pub(crate) fail_next_step: AtomicBool,
+    pub(crate) refuse_next_step: AtomicBool,
     pub(crate) residency_violated: AtomicBool,
     pub(crate) steps: Mutex<Vec<StepRecord>>,
 }
@@ -239,6 +241,9 @@ impl Backend for FakeBackend {
 
     fn submit(&mut self, plan: PlanId, inputs: &StepInputs<'_>) -> Result<(), BackendError> {
         let (shape, penalties) = self.plans[plan.0 as usize];
+        if self.controls.refuse_next_step.swap(false, Ordering::Relaxed) {
+            return Err(refuse("sampling", "out of range"));
+        }
         let mut record = self.check(shape, inputs)?;
         record.sampled = penalties.is_some();
         self.controls.steps.lock().unwrap().push(record);

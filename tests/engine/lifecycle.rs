@@ -221,6 +221,19 @@ fn a_lost_device_fails_everything_and_stays_lost() {
 }
 
 #[test]
+fn a_refused_step_fails_its_own_jobs_only() {
+    let (engine, controls) = start(config());
+    controls.refuse_next_step.store(true, Ordering::Relaxed);
+    let refused = listen(engine.submit(job("refused", &prompt(5, 0), 20)).unwrap());
+    let reason = "step input sampling: out of range".to_owned();
+    assert_eq!(refused.end, Err(EngineError::Device { reason }));
+    assert_nothing_held(&engine);
+    assert_eq!((engine.health(), engine.fault()), (Health::Ready, None));
+    let next = job("next", &prompt(5, 1), 20);
+    assert_eq!(listen(engine.submit(next.clone()).unwrap()).tokens, oracle(&model(), &next));
+}
+
+#[test]
 fn a_residency_violation_is_noticed_while_idle() {
     let interval = Duration::from_millis(5);
     let (engine, controls) = start(EngineConfig { residency_interval: interval, ..config() });

@@ -4,9 +4,9 @@
 //! program driven by hand, one sequence at a time, whole prompts, blocks in order.
 
 use worker_orcd::engine::{
-    Engine, EngineConfig, FinishReason, Job, KvBudget, KvGroupSpec, Recorder, Sampling, StepHead, TokenEvent,
-    TokenLogprobs,
+    Engine, EngineConfig, FinishReason, Job, KvBudget, Sampling, TokenEvent, TokenLogprobs,
 };
+use worker_orcd::model::{KvGroupSpec, Recorder, StepHead};
 use worker_orcd_core::rng::Rng;
 use worker_orcd_core::sampling::{SampleScratch, logprob, sample_row};
 use worker_orcd_core::{

@@ -56,7 +56,7 @@ fn sampling(inputs: &StepInputs<'_>, vocab: usize, max_penalty_tokens: usize) ->
     let valid = |row: &SampleRow| {
         row.temperature >= 0.0
             && row.temperature.is_finite()
-            && row.top_p > 0.0
+            && row.top_p >= 0.0
             && row.top_p <= 1.0
             && (0.0..=1.0).contains(&row.min_p)
             && row.repetition_penalty > 0.0
