@@ -1,5 +1,6 @@
 //! Nothing is missing: every operation has all its parts, shaders are checked offline, the README's tables are true.
 
+use worker_orcd_core::conformance::cases;
 use worker_orcd_core::{DType, Op};
 
 use crate::source::{Source, Violation, words};
@@ -10,6 +11,9 @@ const OPERATIONS: &str = "## Operations";
 const REQUIREMENTS: &str = "## Requirements and their tests";
 /// Words that together say that every shader is validated and translated; looked for in one test file.
 const SHADER_TEST: [&str; 4] = ["Validator", "spv", "msl", "hlsl"];
+/// Backends with the folder and ending of their kernels: one that is in the tree has a file for every operation.
+const KERNELS: [(&str, &str, &str); 2] =
+    [("backends/wgpu", "shaders", "wgsl"), ("backends/cuda", "cuda", "cu")];
 const SHADER_TEST_HOMES: [&str; 2] = ["backends/wgpu/", "tests/"];
 
 pub fn check(sources: &[Source]) -> Vec<Violation> {
@@ -25,15 +29,13 @@ fn absent(path: &str, rule: &'static str, detail: impl Into<String>) -> Violatio
 }
 
 fn operations(sources: &[Source], found: &mut Vec<Violation>) {
-    let cases: Vec<Case> = vec![];
-    struct Case {
-        name: String,
-    }
+    let cases = cases().expect("the conformance table is well-formed");
     let has = |path: &str| sources.iter().any(|source| source.path == path);
     let readme = section(sources, OPERATIONS);
     for stem in Op::STEMS {
-        for path in [format!("shaders/{stem}.wgsl"), format!("cuda/{stem}.cu")] {
-            if !has(&path) {
+        for (backend, folder, ending) in KERNELS {
+            let path = format!("{folder}/{stem}.{ending}");
+            if has(&format!("{backend}/Cargo.toml")) && !has(&path) {
                 found.push(absent(&path, "operation without a part", format!("{stem} has no such file")));
             }
         }
