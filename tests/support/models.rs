@@ -72,7 +72,7 @@ pub fn open_device(choice: BackendChoice) -> Option<Box<dyn Backend>> {
 /// The backends every machine of ours tests on: the interpreter, and wgpu on whatever adapter there is; CUDA too when
 /// `WORKER_ORCD_TEST_CUDA` asks for it.
 pub fn backends() -> Vec<BackendChoice> {
-    let mut choices = vec![BackendChoice::Reference];
+    let mut choices = vec![BackendChoice::Reference, BackendChoice::Wgpu];
     if std::env::var_os("WORKER_ORCD_TEST_CUDA").is_some() {
         choices.push(BackendChoice::Cuda);
     }
