@@ -8,6 +8,7 @@ use crate::source::{Source, Violation, words};
 const README: &str = "README.md";
 /// Sections of the README that a rule reads.
 const OPERATIONS: &str = "## Operations";
+const FLAGS: &str = "## Flags";
 const REQUIREMENTS: &str = "## Requirements and their tests";
 /// Words that together say that every shader is validated and translated; looked for in one test file.
 const SHADER_TEST: [&str; 4] = ["Validator", "spv", "msl", "hlsl"];
@@ -21,6 +22,7 @@ pub fn check(sources: &[Source]) -> Vec<Violation> {
     operations(sources, &mut found);
     shader_test(sources, &mut found);
     requirements(sources, &mut found);
+    flags(sources, &mut found);
     found
 }
 
@@ -63,6 +65,19 @@ fn operations(sources: &[Source], found: &mut Vec<Violation>) {
         let path = format!("shaders/quant/{}.wgsl", dtype.name().to_ascii_lowercase());
         if !has(&path) {
             found.push(absent(&path, "format without a part", format!("{} has no such file", dtype.name())));
+        }
+    }
+}
+
+/// Every flag of the server, known by its environment variable, has a line.
+fn flags(sources: &[Source], found: &mut Vec<Violation>) {
+    let table = section(sources, FLAGS);
+    for source in sources.iter().filter(|source| source.path == "src/config.rs") {
+        for rest in source.live.split("env = \"WORKER_ORCD_").skip(1) {
+            let name = rest.split('"').next().unwrap_or_default().to_ascii_lowercase().replace('_', "-");
+            if !table.iter().any(|(_, line)| line.starts_with(&format!("| `--{name}` |"))) {
+                found.push(absent(README, "undocumented flag", format!("--{name} is not in {FLAGS:?}")));
+            }
         }
     }
 }
