@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use crate::server::random;
+use crate::random;
 
 /// Counts of tokens that a flag may have.
 const TOKENS: RangeInclusive<u64> = 1..=1 << 24;

@@ -88,13 +88,13 @@ fn visit(root: &Path, folder: &str, sources: &mut Vec<Source>) {
     }
 }
 
-/// Whether a whole file is test code.
+/// Whether a whole file is test code; the table of conformance cases is.
 pub fn is_test_path(path: &str) -> bool {
     path.starts_with("tests/")
         || path.starts_with("fuzz/")
         || path.contains("/tests/")
         || path.ends_with("/tests.rs")
-        || path.contains("/benches/")
+        || path.contains("/conformance/")
 }
 
 /// 1-based line of a byte offset.
