@@ -1,7 +1,7 @@
 // linear: y[t][o] = sum_i weight[o][i] * x[t][i] + bias[o]
 //
 // x [rows, cols] f32, weight [out, cols] in any format (one slice of its rows), bias [out] f32, y [rows, out] f32.
-// Grid: (ceil(slice rows / 4), ceil(rows / TOKENS)) workgroups of 128: four weight rows of 32 lanes each.
+// Grid: (ceil(slice rows / weight rows per workgroup), ceil(rows / TOKENS)) workgroups of 128, see dot.
 // Composed as prelude + quant/<format> + rows_{vec4,ragged} + dot + this.
 
 struct Params {
@@ -32,16 +32,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (first >= count) {
         return;
     }
-    let row = min(group.x * DOT_ROWS + thread / DOT_LANES, params.slice_rows - 1u);
+    let first_row = dot_first_row(group.x);
+    let rows = min(dot_rows(first_row, thread), vec4<u32>(params.slice_rows - 1u));
     let last = vec4<u32>(count - 1u);
     let near = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), last) * params.cols;
     let far = min(vec4<u32>(first) + vec4<u32>(4u, 5u, 6u, 7u), last) * params.cols;
-    dot_tile(row, thread, near, far);
-    workgroupBarrier();
-    if (thread < TOKENS * DOT_ROWS) {
+    let sums = dot_chains(rows, thread, near, far);
+    for (var pass_index = 0u; pass_index < dot_passes(); pass_index++) {
+        workgroupBarrier();
+        publish(sums, pass_index, thread);
+        workgroupBarrier();
         let tile_row = thread / DOT_ROWS;
-        let weight_row = group.x * DOT_ROWS + thread % DOT_ROWS;
-        if (weight_row < params.slice_rows && first + tile_row < count) {
+        let weight_row = first_row + pass_index * DOT_ROWS + thread % DOT_ROWS;
+        if (tile_row < TOKENS && weight_row < params.slice_rows && first + tile_row < count) {
             var sum = dot_sum(tile_row, thread % DOT_ROWS);
             let feature = params.slice_start + weight_row;
             if (params.has_bias != 0u) {

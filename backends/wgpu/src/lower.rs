@@ -14,8 +14,6 @@ use crate::inputs::{InputsLayout, ROW_COUNT, TOKEN_COUNT};
 use crate::shader::{Kernel, parts};
 use crate::weights::{Slice, Weight};
 
-/// Weight rows per workgroup of the matrix shaders.
-const ROWS_PER_WORKGROUP: usize = 4;
 /// Lanes of the element-wise shaders.
 const ELEMENTS_PER_WORKGROUP: usize = 256;
 /// Lanes of the look-up and cache shaders.
@@ -78,6 +76,11 @@ const fn token_tile(rows: usize) -> usize {
         2..=4 => 4,
         _ => 8,
     }
+}
+
+/// Weight rows per workgroup of the matrix shaders, given their tile of rows of x.
+const fn weight_rows(tile: usize) -> usize {
+    if tile == 1 { 4 } else { 16 }
 }
 
 impl<'a> Lowering<'a> {
@@ -228,7 +231,7 @@ impl<'a> Lowering<'a> {
                     self.value(out),
                 ],
                 workgroups: [
-                    slice.rows.div_ceil(ROWS_PER_WORKGROUP),
+                    slice.rows.div_ceil(weight_rows(tile)),
                     self.max_rows(x).div_ceil(tile),
                     1,
                 ],
@@ -271,7 +274,7 @@ impl<'a> Lowering<'a> {
                     self.value(experts),
                     self.value(out),
                 ],
-                workgroups: [rows.div_ceil(ROWS_PER_WORKGROUP), height, 1],
+                workgroups: [rows.div_ceil(weight_rows(tile)), height, 1],
             });
         }
         Ok(dispatches)
