@@ -3,7 +3,7 @@
 // x [T, cols] (shared by the chosen experts) or [T, top_k * cols], experts [T, top_k] u32, weight [experts, out, cols]
 // in any format (one slice of its experts * out rows), bias [experts, out] f32, y [T, top_k * out] f32.
 // A (token, k) is called a pair below. Two entries with the same arithmetic, bit for bit:
-//   main     grid (ceil(out / 4), pairs), TOKENS = 1: each pair reads its expert's rows; for few tokens.
+//   main     grid (ceil(out / 16), pairs), TOKENS = 1: each pair reads its expert's rows; for few tokens.
 //   grouped  grid (ceil(out / 16), experts), TOKENS = 8: each expert looks for its pairs and reads its
 //            rows once per eight of them.
 // Composed as prelude + quant/<format> + rows_{vec4,ragged} + dot + this.
@@ -46,8 +46,7 @@ fn x_base(pair: u32) -> u32 {
 // Whether any row of this workgroup of expert `expert` lies in this slice.
 fn in_slice(expert: u32, first_row: u32) -> bool {
     let start = expert * params.out + first_row;
-    let end = start + DOT_ROWS * dot_passes();
-    return start < params.slice_start + params.slice_rows && end > params.slice_start;
+    return start < params.slice_start + params.slice_rows && start + GROUP_ROWS > params.slice_start;
 }
 
 // This lane's rows as rows of the slice; those outside stand in for their nearest neighbour and are not stored.
@@ -79,23 +78,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         shared_expert = experts[pair];
     }
     let expert = workgroupUniformLoad(&shared_expert);
-    let first_row = dot_first_row(group.x);
+    let first_row = group.x * GROUP_ROWS;
     if (!in_slice(expert, first_row)) {
         return;
     }
     let base = vec4<u32>(x_base(pair));
     let sums = dot_chains(slice_rows_of(expert, first_row, thread), thread, base, base);
-    publish(sums, 0u, thread);
+    publish_single(sums, thread);
     workgroupBarrier();
-    if (thread < DOT_ROWS) {
-        store(pair, expert, first_row + thread, dot_sum(0u, thread));
+    if (thread < GROUP_ROWS) {
+        store(pair, expert, first_row + thread, dot_sum(thread / DOT_ROWS, thread % DOT_ROWS));
     }
 }
 
 @compute @workgroup_size(128)
 fn grouped(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let expert = group.y;
-    let first_row = dot_first_row(group.x);
+    let first_row = group.x * GROUP_ROWS;
     if (!in_slice(expert, first_row)) {
         return;
     }
@@ -133,13 +132,13 @@ fn grouped(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
                 x_base(found[min(first + 7u, last)]),
             );
             let sums = dot_chains(rows, thread, near, far);
-            for (var pass_index = 0u; pass_index < dot_passes(); pass_index++) {
+            for (var lane_row = 0u; lane_row < DOT_ROWS; lane_row++) {
                 workgroupBarrier();
-                publish(sums, pass_index, thread);
+                publish(sums, lane_row, thread);
                 workgroupBarrier();
                 let tile_row = thread / DOT_ROWS;
                 if (tile_row < TOKENS && first + tile_row < count) {
-                    let row = first_row + pass_index * DOT_ROWS + thread % DOT_ROWS;
+                    let row = first_row + lane_row * DOT_ROWS + thread % DOT_ROWS;
                     store(found[first + tile_row], expert, row, dot_sum(tile_row, thread % DOT_ROWS));
                 }
             }

@@ -5,7 +5,8 @@
 
 use worker_orcd_core::arena::ArenaPlan;
 use worker_orcd_core::{
-    BackendError, DType, KvGroup, KvLayer, Node, Op, Program, RopeStyle, RowSet, SwiGluKind, ValueId, WeightId,
+    BackendError, DType, KvGroup, KvLayer, Node, Op, Program, RopeStyle, RowSet, SwiGluKind, ValueId,
+    WeightId,
 };
 
 use crate::NAME;
@@ -14,6 +15,8 @@ use crate::inputs::{InputsLayout, ROW_COUNT, TOKEN_COUNT};
 use crate::shader::{Kernel, parts};
 use crate::weights::{Slice, Weight};
 
+/// Weight rows per workgroup of the matrix shaders.
+const ROWS_PER_WORKGROUP: usize = 16;
 /// Lanes of the element-wise shaders.
 const ELEMENTS_PER_WORKGROUP: usize = 256;
 /// Lanes of the look-up and cache shaders.
@@ -76,11 +79,6 @@ const fn token_tile(rows: usize) -> usize {
         2..=4 => 4,
         _ => 8,
     }
-}
-
-/// Weight rows per workgroup of the matrix shaders, given their tile of rows of x.
-const fn weight_rows(tile: usize) -> usize {
-    if tile == 1 { 4 } else { 16 }
 }
 
 impl<'a> Lowering<'a> {
@@ -230,11 +228,7 @@ impl<'a> Lowering<'a> {
                     self.optional(node, bias, &slice.buffer)?,
                     self.value(out),
                 ],
-                workgroups: [
-                    slice.rows.div_ceil(weight_rows(tile)),
-                    self.max_rows(x).div_ceil(tile),
-                    1,
-                ],
+                workgroups: [slice.rows.div_ceil(ROWS_PER_WORKGROUP), self.max_rows(x).div_ceil(tile), 1],
             });
         }
         Ok(dispatches)
@@ -274,7 +268,7 @@ impl<'a> Lowering<'a> {
                     self.value(experts),
                     self.value(out),
                 ],
-                workgroups: [rows.div_ceil(weight_rows(tile)), height, 1],
+                workgroups: [rows.div_ceil(ROWS_PER_WORKGROUP), height, 1],
             });
         }
         Ok(dispatches)

@@ -114,7 +114,12 @@ impl Workspace {
     }
 
     /// Packs a step's inputs into the staging buffer and hands that to the device.
-    fn stage(&mut self, gpu: &Gpu, layout: &InputsLayout, inputs: &StepInputs<'_>) -> Result<(), BackendError> {
+    fn stage(
+        &mut self,
+        gpu: &Gpu,
+        layout: &InputsLayout,
+        inputs: &StepInputs<'_>,
+    ) -> Result<(), BackendError> {
         layout.pack(inputs, &mut self.packed);
         if !self.staging_ready.load(Ordering::Acquire) {
             // A step failed between handing the buffer over and mapping it again.
@@ -352,7 +357,11 @@ fn bind(
     dispatch: &Dispatch<'_>,
 ) -> wgpu::BindGroup {
     let part = |buffer, offset, bytes| {
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: std::num::NonZero::new(bytes) })
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer,
+            offset,
+            size: std::num::NonZero::new(bytes),
+        })
     };
     let params = part(params, (slot * PARAMS_STRIDE) as u64, PARAMS_STRIDE as u64);
     let mut entries = vec![

@@ -12,8 +12,8 @@ use crate::gpu::{Gpu, Purpose};
 
 /// Columns one shader lane decodes at a time.
 pub(crate) const UNIT_COLUMNS: usize = 8;
-/// Rows per slice a grid can cover: 65535 workgroups of four rows.
-const MAX_SLICE_ROWS: usize = 65_535 * 4;
+/// Rows per slice a grid can cover: 65535 workgroups of sixteen rows.
+const MAX_SLICE_ROWS: usize = 65_535 * 16;
 /// Repacked bytes gathered on the host before they are handed to the device.
 const PENDING_BYTES: usize = 4 << 20;
 /// Bytes handed to the device before they are waited for, which bounds staging memory.
@@ -223,10 +223,7 @@ impl<'a> Writer<'a> {
     fn write(&mut self) -> Result<(), BackendError> {
         let slice = &self.weight.slices[self.slice];
         let layout = self.weight.layout;
-        let starts = [
-            self.written * layout.row_words,
-            slice.tail_at + self.written * layout.tail_words,
-        ];
+        let starts = [self.written * layout.row_words, slice.tail_at + self.written * layout.tail_words];
         for (plane, start) in self.planes.iter_mut().zip(starts) {
             if !plane.is_empty() {
                 self.gpu.queue.write_buffer(&slice.buffer, start as u64 * 4, plane);

@@ -215,7 +215,8 @@ fn padding_and_short_steps_leave_the_rest_alone() {
     run(&mut backend, plan, &program, &padded);
     let again = run(&mut backend, plan, &program, &tokens(3..4, 0, &[2]));
     assert_eq!(row_bits(&program, &again, 0), row_bits(&program, &expected, 3));
-    let nothing = StepData { block_tables: vec![vec![u32::MAX; BLOCKS]], slots: vec![vec![]], ..StepData::default() };
+    let nothing =
+        StepData { block_tables: vec![vec![u32::MAX; BLOCKS]], slots: vec![vec![]], ..StepData::default() };
     assert!(run(&mut backend, plan, &program, &nothing).f32(0).is_empty());
 }
 
@@ -238,7 +239,10 @@ fn wrong_uploads_and_steps_are_errors() {
     assert!(matches!(backend.create_kv(&layout()), Err(BackendError::Unsupported { .. })));
     let plan = backend.compile(std::slice::from_ref(&program)).expect("compile")[0];
     let mut outputs = StepOutputs::default();
-    assert!(matches!(backend.wait(&mut outputs), Err(BackendError::Execution { .. })), "nothing is in flight");
+    assert!(
+        matches!(backend.wait(&mut outputs), Err(BackendError::Execution { .. })),
+        "nothing is in flight"
+    );
     let too_many = tokens(0..3, 0, &[0]).lend(|inputs| backend.submit(plan, inputs));
     assert!(matches!(too_many, Err(BackendError::Input { .. })));
     let good = tokens(0..2, 0, &[0]);
