@@ -1,5 +1,11 @@
 //! What the contract asks beyond arithmetic: bits that do not depend on the batch or on where blocks lie, errors instead
 //! of panics, accounting, profiles, poison.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops by panicking and says what it skips"
+)]
 
 mod device;
 
@@ -146,8 +152,8 @@ fn row_bits(program: &Program, outputs: &StepOutputs, row: usize) -> Vec<(String
 
 #[test]
 fn a_token_alone_equals_the_same_token_in_a_chunk_and_in_other_blocks() {
-    let Some(device) = device::open(&WgpuOptions::default()) else { return };
     const COUNT: u32 = 17;
+    let Some(device) = device::open(&WgpuOptions::default()) else { return };
     let (specs, chunk_program) = model(COUNT as usize);
     let (_, single_program) = model(1);
     let steps = |order: &[u32], sequence: u32| {
@@ -180,6 +186,66 @@ fn a_token_alone_equals_the_same_token_in_a_chunk_and_in_other_blocks() {
             assert_eq!(got, expected, "{label} differs in run {index}");
             assert!(!expected.contains(&f32::NAN.to_bits()), "{label} was never written");
         }
+    }
+}
+
+#[test]
+fn the_cache_rounds_to_nearest_even_bit_for_bit() {
+    const WIDTH: usize = 512;
+    const TOKENS: usize = 96;
+    let Some(mut backend) = device::open(&WgpuOptions::default()) else { return };
+    // Every 3rd half with its neighbours in f32 and the midpoints to the next half, then any finite bits at all.
+    let halves = (0..0x7c00_u32).step_by(3).flat_map(|bits| {
+        let value = half::f16::from_bits(bits as u16).to_f32().to_bits();
+        let middle = u32::midpoint(value, half::f16::from_bits(bits as u16 + 1).to_f32().to_bits());
+        [value, value + 1, middle, middle + 1].map(|bits| f32::from_bits(bits ^ ((bits & 1) << 31)))
+    });
+    let mut rng = Rng::seeded(3);
+    let random = std::iter::repeat_with(|| f32::from_bits(rng.next_u32())).filter(|value| value.is_finite());
+    let values: Vec<f32> = halves.chain(random).take(WIDTH * TOKENS).collect();
+    let specs = [
+        WeightSpec::matrix("values", DType::F32, TOKENS, WIDTH),
+        WeightSpec::matrix("zeros", DType::F32, TOKENS, WIDTH),
+    ];
+    for (spec, rows) in specs.iter().zip([&values, &vec![0.0; WIDTH * TOKENS]]) {
+        let bytes: Vec<u8> = rows.iter().flat_map(|value| value.to_le_bytes()).collect();
+        backend.upload(spec, &mut bytes.chunks(777)).expect("upload");
+    }
+    let group =
+        KvGroup { layers: 1, num_kv_heads: 1, head_dim: WIDTH, num_blocks: 6, max_blocks_per_sequence: 6 };
+    let cache = KvLayout { block_size: 16, element: KvElement::F16, groups: vec![group] };
+    backend.create_kv(&cache).expect("the cache fits");
+    let layer = KvLayer { group: 0, index: 0 };
+    let shape = StepShape { tokens: TOKENS, rows: 1, sequences: 1 };
+    let mut b = ProgramBuilder::new("round", shape, &specs);
+    let v = b.embed("v", WeightId(0)).expect("v");
+    let k = b.position_embed("k", WeightId(1)).expect("k");
+    b.kv_write("write", k, v, layer).expect("write");
+    // A window of one position returns that position's value with weight exactly 1.
+    let (heads, num_kv_heads, head_dim, scale, window, sinks) = (1, 1, WIDTH, 1.0, Some(1), None);
+    let op = Op::Attention { q: k, layer, heads, num_kv_heads, head_dim, scale, window, sinks };
+    let out = b.attention("attention", op).expect("attention");
+    b.output(out);
+    let program = b.finish();
+    let plan = backend.compile(std::slice::from_ref(&program)).expect("compile")[0];
+    let ids: Vec<u32> = (0..TOKENS as u32).collect();
+    let data = StepData {
+        tokens: ids.clone(),
+        positions: ids.clone(),
+        sequences: vec![0; TOKENS],
+        slots: vec![ids],
+        block_tables: vec![(0..6).collect()],
+        ..StepData::default()
+    };
+    let outputs = run(&mut backend, plan, &program, &data);
+    for (&value, &got) in values.iter().zip(outputs.f32(0)) {
+        let expected = half::f16::from_f32_const(value).to_f32();
+        // Adding zero makes both zeros one; a sum may lose the sign.
+        assert!(
+            (got + 0.0).to_bits() == (expected + 0.0).to_bits(),
+            "{value:e} ({:#x}) became {got:e}, not {expected:e}",
+            value.to_bits()
+        );
     }
 }
 
