@@ -3,8 +3,9 @@
 // x [T, cols] (shared by the chosen experts) or [T, top_k * cols], experts [T, top_k] u32, weight [experts, out, cols]
 // in any format (one slice of its experts * out rows), bias [experts, out] f32, y [T, top_k * out] f32.
 // A (token, k) is called a pair below. Two entries with the same arithmetic, bit for bit:
-//   main     grid (ceil(out / 4), pairs): each pair reads its expert's rows; for few tokens.
-//   grouped  grid (ceil(out / 4), experts): each expert looks for its pairs and reads its rows once per eight of them.
+//   main     grid (ceil(out / 16), pairs), TOKENS = 1: each pair reads its expert's rows; for few tokens.
+//   grouped  grid (ceil(out / 16), experts), TOKENS = 8: each expert looks for its pairs and reads its
+//            rows once per eight of them.
 // Composed as prelude + quant/<format> + rows_{vec4,ragged} + dot + this.
 
 struct Params {
@@ -42,15 +43,17 @@ fn x_base(pair: u32) -> u32 {
     return select(pair / params.top_k, pair, params.row_per_pair != 0u) * params.cols;
 }
 
-// Whether any of the four rows from `first_row` of expert `expert` lies in this slice.
+// Whether any row of this workgroup of expert `expert` lies in this slice.
 fn in_slice(expert: u32, first_row: u32) -> bool {
     let start = expert * params.out + first_row;
-    return start < params.slice_start + params.slice_rows && start + DOT_ROWS > params.slice_start;
+    return start < params.slice_start + params.slice_rows && start + GROUP_ROWS > params.slice_start;
 }
 
-fn slice_row(expert: u32, row: u32) -> u32 {
-    let stacked = max(expert * params.out + min(row, params.out - 1u), params.slice_start);
-    return min(stacked - params.slice_start, params.slice_rows - 1u);
+// This lane's rows as rows of the slice; those outside stand in for their nearest neighbour and are not stored.
+fn slice_rows_of(expert: u32, first_row: u32, thread: u32) -> vec4<u32> {
+    let own = min(dot_rows(first_row, thread), vec4<u32>(params.out - 1u));
+    let stacked = max(own + expert * params.out, vec4<u32>(params.slice_start)) - params.slice_start;
+    return min(stacked, vec4<u32>(params.slice_rows - 1u));
 }
 
 fn store(pair: u32, expert: u32, row: u32, value: f32) {
@@ -75,26 +78,27 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         shared_expert = experts[pair];
     }
     let expert = workgroupUniformLoad(&shared_expert);
-    let first_row = group.x * DOT_ROWS;
+    let first_row = group.x * GROUP_ROWS;
     if (!in_slice(expert, first_row)) {
         return;
     }
     let base = vec4<u32>(x_base(pair));
-    dot_tile(slice_row(expert, first_row + thread / DOT_LANES), thread, base, base);
+    let sums = dot_chains(slice_rows_of(expert, first_row, thread), thread, base, base);
+    publish_single(sums, thread);
     workgroupBarrier();
-    if (thread < DOT_ROWS) {
-        store(pair, expert, first_row + thread, dot_sum(0u, thread));
+    if (thread < GROUP_ROWS) {
+        store(pair, expert, first_row + thread, dot_sum(thread / DOT_ROWS, thread % DOT_ROWS));
     }
 }
 
 @compute @workgroup_size(128)
 fn grouped(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let expert = group.y;
-    let first_row = group.x * DOT_ROWS;
+    let first_row = group.x * GROUP_ROWS;
     if (!in_slice(expert, first_row)) {
         return;
     }
-    let row = slice_row(expert, first_row + thread / DOT_LANES);
+    let rows = slice_rows_of(expert, first_row, thread);
     let pairs = inputs[TOKEN_COUNT] * params.top_k;
     for (var chunk = 0u; chunk < pairs; chunk += CHUNK) {
         if (thread == 0u) {
@@ -127,14 +131,19 @@ fn grouped(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
                 x_base(found[min(first + 6u, last)]),
                 x_base(found[min(first + 7u, last)]),
             );
-            dot_tile(row, thread, near, far);
-            workgroupBarrier();
-            let tile_row = thread / DOT_ROWS;
-            if (thread < TOKENS * DOT_ROWS && first + tile_row < count) {
-                let value = dot_sum(tile_row, thread % DOT_ROWS);
-                store(found[first + tile_row], expert, first_row + thread % DOT_ROWS, value);
+            let sums = dot_chains(rows, thread, near, far);
+            for (var lane_row = 0u; lane_row < DOT_ROWS; lane_row++) {
+                workgroupBarrier();
+                publish(sums, lane_row, thread);
+                workgroupBarrier();
+                let tile_row = thread / DOT_ROWS;
+                if (tile_row < TOKENS && first + tile_row < count) {
+                    let row = first_row + lane_row * DOT_ROWS + thread % DOT_ROWS;
+                    store(found[first + tile_row], expert, row, dot_sum(tile_row, thread % DOT_ROWS));
+                }
             }
-            workgroupBarrier();
         }
+        // The next chunk overwrites `found`, which a slower lane may still read.
+        workgroupBarrier();
     }
 }

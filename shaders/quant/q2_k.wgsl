@@ -13,8 +13,10 @@ fn read_unit(row: u32, index: u32) -> Unit {
     let q = bytes_of(weight[at + 4u + word]) >> vec4<u32>(2u * j);
     let scale = unpack2x16float(weight[at + 20u]);
     let sub = 8u * n + 2u * j + l / 16u;
-    let s_low = byte_of(weight[at + sub / 4u], sub % 4u);
-    let s_high = byte_of(weight[at + (sub + 2u) / 4u], (sub + 2u) % 4u);
+    // `sub` is 0 or 1 modulo 4, so both sub-scales lie in one word.
+    let subs = weight[at + sub / 4u];
+    let s_low = byte_of(subs, sub % 4u);
+    let s_high = byte_of(subs, sub % 4u + 2u);
     let q_low = vec4<f32>(q & vec4<u32>(3u));
     let q_high = vec4<f32>((q >> vec4<u32>(2u)) & vec4<u32>(3u));
     let low = scale.x * f32(s_low & 15u) * q_low - scale.y * f32(s_low >> 4u);

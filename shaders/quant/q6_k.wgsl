@@ -5,7 +5,7 @@
 // Unit: one word of nibbles.
 
 fn sub_scale(at: u32, i: u32) -> f32 {
-    return f32(signed_bytes_of(weight[at + 48u + i / 4u])[i % 4u]);
+    return f32(bitcast<i32>(weight[at + 48u + i / 4u] << (24u - 8u * (i % 4u))) >> 24u);
 }
 
 fn read_unit(row: u32, index: u32) -> Unit {

@@ -162,5 +162,8 @@ pub(crate) fn open(
     let (device, queue) = pollster::block_on(request)
         .map_err(|error| unavailable(format!("{} refused to open: {error}", adapter.get_info().name)))?;
     let timestamps = features.contains(wgpu::Features::TIMESTAMP_QUERY);
-    Ok((Gpu::new(device, queue, limits, timestamps, options.max_slice_bytes), summary(0, &adapter.get_info())))
+    Ok((
+        Gpu::new(device, queue, limits, timestamps, options.max_slice_bytes),
+        summary(0, &adapter.get_info()),
+    ))
 }

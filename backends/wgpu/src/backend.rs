@@ -75,7 +75,11 @@ impl WgpuBackend {
 
     fn plan(&self, id: PlanId) -> Result<usize, BackendError> {
         let index = id.0 as usize;
-        if index < self.plans.len() { Ok(index) } else { Err(execution("submit", format!("no plan {index}"))) }
+        if index < self.plans.len() {
+            Ok(index)
+        } else {
+            Err(execution("submit", format!("no plan {index}")))
+        }
     }
 
     /// Checks a step and hands its inputs to the device; the encoder goes on behind that copy.

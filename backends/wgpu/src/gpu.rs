@@ -127,9 +127,10 @@ impl Gpu {
 
     /// As [`Self::scoped`], naming `label` in the error.
     pub(crate) fn labelled<T>(&self, label: &str, work: impl FnOnce() -> T) -> Result<T, BackendError> {
-        let result = self
-            .scoped(work)
-            .map_err(|error| BackendError::Execution { label: label.to_owned(), reason: error.to_string() })?;
+        let result = self.scoped(work).map_err(|error| BackendError::Execution {
+            label: label.to_owned(),
+            reason: error.to_string(),
+        })?;
         self.check(label)?;
         Ok(result)
     }
@@ -172,9 +173,7 @@ impl Gpu {
         self.check(label)?;
         match polled {
             Ok(_) => Ok(()),
-            Err(error) => {
-                Err(BackendError::Execution { label: label.to_owned(), reason: error.to_string() })
-            }
+            Err(error) => Err(BackendError::Execution { label: label.to_owned(), reason: error.to_string() }),
         }
     }
 

@@ -5,7 +5,8 @@
 
 use worker_orcd_core::arena::ArenaPlan;
 use worker_orcd_core::{
-    BackendError, DType, KvGroup, KvLayer, Node, Op, Program, RopeStyle, RowSet, SwiGluKind, ValueId, WeightId,
+    BackendError, DType, KvGroup, KvLayer, Node, Op, Program, RopeStyle, RowSet, SwiGluKind, ValueId,
+    WeightId,
 };
 
 use crate::NAME;
@@ -15,7 +16,7 @@ use crate::shader::{Kernel, parts};
 use crate::weights::{Slice, Weight};
 
 /// Weight rows per workgroup of the matrix shaders.
-const ROWS_PER_WORKGROUP: usize = 4;
+const ROWS_PER_WORKGROUP: usize = 16;
 /// Lanes of the element-wise shaders.
 const ELEMENTS_PER_WORKGROUP: usize = 256;
 /// Lanes of the look-up and cache shaders.
@@ -227,11 +228,7 @@ impl<'a> Lowering<'a> {
                     self.optional(node, bias, &slice.buffer)?,
                     self.value(out),
                 ],
-                workgroups: [
-                    slice.rows.div_ceil(ROWS_PER_WORKGROUP),
-                    self.max_rows(x).div_ceil(tile),
-                    1,
-                ],
+                workgroups: [slice.rows.div_ceil(ROWS_PER_WORKGROUP), self.max_rows(x).div_ceil(tile), 1],
             });
         }
         Ok(dispatches)

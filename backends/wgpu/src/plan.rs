@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use wgpu::BufferUsages as Use;
 use worker_orcd_core::arena::{self, ArenaPlan};
 use worker_orcd_core::{
     BackendError, Element, Op, OutputValue, Program, RowSet, StepInputs, StepOutputs, ValueId,
@@ -87,7 +88,6 @@ impl Workspace {
             program.outputs().iter().map(bytes).sum::<u64>() as usize
         });
         let scratch_bytes = largest(&scratch_bytes);
-        use wgpu::BufferUsages as Use;
         let arena_use = Use::STORAGE | Use::COPY_SRC | Use::COPY_DST;
         let work = |label, bytes, usage| gpu.buffer(Purpose::Workspace, label, bytes, usage);
         let workspace = Self {
@@ -114,7 +114,12 @@ impl Workspace {
     }
 
     /// Packs a step's inputs into the staging buffer and hands that to the device.
-    fn stage(&mut self, gpu: &Gpu, layout: &InputsLayout, inputs: &StepInputs<'_>) -> Result<(), BackendError> {
+    fn stage(
+        &mut self,
+        gpu: &Gpu,
+        layout: &InputsLayout,
+        inputs: &StepInputs<'_>,
+    ) -> Result<(), BackendError> {
         layout.pack(inputs, &mut self.packed);
         if !self.staging_ready.load(Ordering::Acquire) {
             // A step failed between handing the buffer over and mapping it again.
@@ -335,7 +340,7 @@ fn upload_params<'a, 'd: 'a>(
         bytes.extend_from_slice(bytemuck::cast_slice(&dispatch.params));
         bytes.resize(start + PARAMS_STRIDE, 0);
     }
-    let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+    let usage = Use::UNIFORM | Use::COPY_DST;
     let buffer = gpu.buffer(Purpose::Workspace, "params", bytes.len() as u64, usage)?;
     if !bytes.is_empty() {
         gpu.queue.write_buffer(&buffer, 0, &bytes);
@@ -352,7 +357,11 @@ fn bind(
     dispatch: &Dispatch<'_>,
 ) -> wgpu::BindGroup {
     let part = |buffer, offset, bytes| {
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: std::num::NonZero::new(bytes) })
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer,
+            offset,
+            size: std::num::NonZero::new(bytes),
+        })
     };
     let params = part(params, (slot * PARAMS_STRIDE) as u64, PARAMS_STRIDE as u64);
     let mut entries = vec![

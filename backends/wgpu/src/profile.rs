@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use wgpu::BufferUsages as Use;
 use worker_orcd_core::{BackendError, PlanProfile, ProfileEntry};
 
 use crate::gpu::{Gpu, Purpose};
@@ -53,7 +54,6 @@ fn by_timestamps(
     plan: &Plan,
     mut encoder: wgpu::CommandEncoder,
 ) -> Result<Vec<f64>, BackendError> {
-    use wgpu::BufferUsages as Use;
     let nodes = plan.program.nodes().len();
     let count = nodes as u32 * 2;
     let bytes = u64::from(count) * 8;

@@ -12,8 +12,8 @@ use crate::gpu::{Gpu, Purpose};
 
 /// Columns one shader lane decodes at a time.
 pub(crate) const UNIT_COLUMNS: usize = 8;
-/// Rows per slice a grid can cover: 65535 workgroups of four rows.
-const MAX_SLICE_ROWS: usize = 65_535 * 4;
+/// Rows per slice a grid can cover: 65535 workgroups of sixteen rows.
+const MAX_SLICE_ROWS: usize = 65_535 * 16;
 /// Repacked bytes gathered on the host before they are handed to the device.
 const PENDING_BYTES: usize = 4 << 20;
 /// Bytes handed to the device before they are waited for, which bounds staging memory.
@@ -223,10 +223,7 @@ impl<'a> Writer<'a> {
     fn write(&mut self) -> Result<(), BackendError> {
         let slice = &self.weight.slices[self.slice];
         let layout = self.weight.layout;
-        let starts = [
-            self.written * layout.row_words,
-            slice.tail_at + self.written * layout.tail_words,
-        ];
+        let starts = [self.written * layout.row_words, slice.tail_at + self.written * layout.tail_words];
         for (plane, start) in self.planes.iter_mut().zip(starts) {
             if !plane.is_empty() {
                 self.gpu.queue.write_buffer(&slice.buffer, start as u64 * 4, plane);
@@ -249,5 +246,57 @@ impl<'a> Writer<'a> {
         }
         // Small writes ride along with the next submission.
         self.gpu.check(&self.weight.spec.label)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planes(spec: &WeightSpec, row: &[u8]) -> [Vec<u8>; 2] {
+        let layout = RowLayout::of(spec);
+        let mut planes = [vec![], vec![]];
+        layout.repack(row, &mut planes);
+        assert_eq!([planes[0].len(), planes[1].len()], [layout.row_words * 4, layout.tail_words * 4]);
+        planes
+    }
+
+    #[test]
+    fn repacking_splits_scales_off_and_keeps_every_byte() {
+        for dtype in DType::ALL {
+            let spec = WeightSpec::matrix("w", dtype, 1, 768);
+            let row: Vec<u8> = (0..spec.row_bytes().unwrap_or_default()).map(|i| i as u8).collect();
+            let [body, tail] = planes(&spec, &row);
+            let mut stored = row.clone();
+            let mut held = [body, tail].concat();
+            assert!(held.len() - stored.len() < 8, "{dtype}: {} bytes for {}", held.len(), stored.len());
+            stored.resize(held.len(), 0);
+            stored.sort_unstable();
+            held.sort_unstable();
+            assert_eq!(held, stored, "{dtype}");
+        }
+    }
+
+    #[test]
+    fn block_scales_lie_side_by_side_in_the_second_plane() {
+        let spec = WeightSpec::matrix("w", DType::MXFP4, 1, 96);
+        let row: Vec<u8> = (0..51).collect();
+        let [body, tail] = planes(&spec, &row);
+        assert_eq!(tail, [0, 17, 34, 0]);
+        assert_eq!(body[..16], row[1..17]);
+        assert_eq!(body[32..], row[35..]);
+        let spec = WeightSpec::matrix("w", DType::Q6_K, 1, 256);
+        let row: Vec<u8> = (0..210).collect();
+        let [body, tail] = planes(&spec, &row);
+        assert_eq!(tail, [208, 209, 0, 0]);
+        assert_eq!(body, row[..208]);
+    }
+
+    #[test]
+    fn float_rows_are_padded_to_whole_units_and_vectors_are_not() {
+        let matrix = WeightSpec::matrix("w", DType::F16, 2, 13);
+        assert_eq!(planes(&matrix, &[1; 26])[0].len(), 32);
+        let vector = WeightSpec::vector("v", 2, 13);
+        assert_eq!(planes(&vector, &[1; 52])[0].len(), 52);
     }
 }

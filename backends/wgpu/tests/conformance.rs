@@ -3,6 +3,12 @@
 //!
 //! `CONFORMANCE=linear` limits the run to cases whose name contains the text. lavapipe's vector width is taken from
 //! `LP_NATIVE_VECTOR_WIDTH` (128, 256, 512) by the driver itself.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops by panicking and says what it skips"
+)]
 
 mod device;
 

@@ -1,5 +1,11 @@
 //! Every shader, for every storage format it can be composed with, is valid and translates to what each API runs.
 //! Needs no device.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops by panicking and says what it skips"
+)]
 
 use std::collections::HashMap;
 
@@ -13,7 +19,9 @@ type Variant = (&'static str, &'static [(&'static str, f64)]);
 
 fn variants(stem: &str) -> &'static [Variant] {
     match stem {
-        "linear" => &[("main", &[("TOKENS", 1.0)]), ("main", &[("TOKENS", 4.0)]), ("main", &[("TOKENS", 8.0)])],
+        "linear" => {
+            &[("main", &[("TOKENS", 1.0)]), ("main", &[("TOKENS", 4.0)]), ("main", &[("TOKENS", 8.0)])]
+        }
         "moe_linear" => &[("main", &[("TOKENS", 1.0)]), ("grouped", &[("TOKENS", 8.0)])],
         "attention" => &[("main", &[("HEAD_DIM", 64.0)]), ("main", &[("HEAD_DIM", 511.0)])],
         _ => &[("main", &[])],
@@ -60,8 +68,12 @@ fn translate(
     constants: &[(&str, f64)],
 ) {
     let point = (naga::ShaderStage::Compute, entry.to_owned());
-    let constants: PipelineConstants =
-        constants.iter().map(|&(name, value)| (name.to_owned(), value)).collect::<HashMap<_, _>>().into_iter().collect();
+    let constants: PipelineConstants = constants
+        .iter()
+        .map(|&(name, value)| (name.to_owned(), value))
+        .collect::<HashMap<_, _>>()
+        .into_iter()
+        .collect();
     let (module, info) = naga::back::pipeline_constants::process_overrides(
         module,
         info,
@@ -73,8 +85,10 @@ fn translate(
     let words = spv::write_vec(&module, &info, &spv::Options::default(), Some(&pipeline))
         .unwrap_or_else(|error| panic!("{name} {entry}: SPIR-V: {error}"));
     assert!(!words.is_empty());
-    let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..msl::Options::default() };
-    let pipeline = msl::PipelineOptions { entry_point: Some(point.clone()), ..msl::PipelineOptions::default() };
+    let options =
+        msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..msl::Options::default() };
+    let pipeline =
+        msl::PipelineOptions { entry_point: Some(point.clone()), ..msl::PipelineOptions::default() };
     let (text, _) = msl::write_string(&module, &info, &options, &pipeline)
         .unwrap_or_else(|error| panic!("{name} {entry}: MSL: {error}"));
     assert!(text.contains("kernel"), "{name}: no kernel in the MSL");

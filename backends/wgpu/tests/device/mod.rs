@@ -1,4 +1,5 @@
 //! What the device tests share: opening the preferred adapter, and what to say when there is none.
+#![allow(clippy::panic, clippy::print_stdout, reason = "a test stops by panicking and says what it skips")]
 
 use worker_orcd_core::BackendError;
 use worker_orcd_wgpu::{AdapterChoice, WgpuBackend, WgpuOptions};
