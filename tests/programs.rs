@@ -36,8 +36,11 @@ fn tiny(architecture: &str, folder: &tempfile::TempDir) -> TestModel {
 }
 
 fn tapped(test: &TestModel, backend: Box<dyn Backend>) -> (Program, Vec<OutputValue>) {
-    let options =
-        DirectOptions { tapped: true, rows: 1, ..direct_options(PROMPT_TOKENS, PROMPT_TOKENS, KvElement::F16) };
+    let options = DirectOptions {
+        tapped: true,
+        rows: 1,
+        ..direct_options(PROMPT_TOKENS, PROMPT_TOKENS, KvElement::F16)
+    };
     let mut run: DirectRun = test.direct(backend, &options);
     let values = run.step(&prompt(), 0, &[PROMPT_TOKENS as u32 - 1]).unwrap().to_vec();
     (run.program().clone(), values)
@@ -59,7 +62,11 @@ fn every_value_of_every_architecture_agrees_on_every_backend() {
             let differences = compare(&test, backend);
             assert!(differences.len() > 40, "{architecture}: {} values", differences.len());
             let worst = differences.iter().map(|d| d.nmse).fold(0.0, f64::max);
-            eprintln!("{architecture} on {}: {} values, worst NMSE {worst:.2e}", choice.name(), differences.len());
+            eprintln!(
+                "{architecture} on {}: {} values, worst NMSE {worst:.2e}",
+                choice.name(),
+                differences.len()
+            );
             let parted = differences.iter().find(|difference| !difference.agrees);
             assert!(parted.is_none(), "{architecture} on {}: {parted:?}", choice.name());
         }
@@ -77,8 +84,7 @@ fn broken_shader_is_named_by_the_first_label_it_writes() {
     // The clamp of the linear half loses its lower side, and its shift by one.
     let broken = source.replace("+ 1.0", "+ 1.25");
     assert_ne!(source, broken, "the shader has another shape than this test breaks");
-    let options =
-        WgpuOptions { shader_overrides: vec![("swiglu".into(), broken)], ..WgpuOptions::default() };
+    let options = WgpuOptions { shader_overrides: vec![("swiglu".into(), broken)], ..WgpuOptions::default() };
     let backend = WgpuBackend::open(&AdapterChoice::Preferred, &options).unwrap();
     let differences = compare(&test, Box::new(backend));
     let first = differences.iter().find(|difference| !difference.agrees).expect("a broken shader shows");

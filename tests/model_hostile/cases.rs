@@ -376,9 +376,7 @@ pub(crate) fn tokenizers() -> Vec<Bad> {
         bad(QWEN2, "merge 0…expected two texts with a space between", |file| {
             file.set("tokenizer.ggml.merges", ["abc"].as_slice());
         }),
-        bad(QWEN2, "merge 0…expected two texts", |f| {
-            f.set("tokenizer.ggml.merges", [""].as_slice())
-        }),
+        bad(QWEN2, "merge 0…expected two texts", |f| f.set("tokenizer.ggml.merges", [""].as_slice())),
         bad(QWEN2, "merge 0 (\"\u{4e00} b\"): a half is not a token", |file| {
             file.set("tokenizer.ggml.merges", ["\u{4e00} b"].as_slice());
         }),
