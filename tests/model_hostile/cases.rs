@@ -391,7 +391,7 @@ fn parallel_lists() -> Vec<Bad> {
             file.set("tokenizer.ggml.scores", [0.0_f32; 2].as_slice());
         }),
         bad(PHI3, "tokenizer.ggml.scores…must be", |f| {
-            f.set("tokenizer.ggml.scores", [0_u8; 1024].as_slice())
+            f.set("tokenizer.ggml.scores", [0_u8; 1024].as_slice());
         }),
         bad(PHI3, "token 0 has score NaN, expected a finite number", |file| {
             file.set("tokenizer.ggml.scores", [f32::NAN; 1024].as_slice());
@@ -443,7 +443,7 @@ fn special_ids() -> Vec<Bad> {
 fn token_texts() -> Vec<Bad> {
     vec![
         bad(QWEN2, "tokens 0 and 1 are not distinct: \"a\"", |file| {
-            file.set("tokenizer.ggml.tokens", ["a"; 1024].as_slice())
+            file.set("tokenizer.ggml.tokens", ["a"; 1024].as_slice());
         }),
         bad(QWEN2, "no token stands for byte 0x00", move |file| {
             let names: Vec<String> = (0..1024).map(|id| format!("token{id}")).collect();
