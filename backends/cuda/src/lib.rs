@@ -1,0 +1,19 @@
+//! The CUDA backend: runs recorded programs on one NVIDIA GPU of compute capability 8.0 or above.
+//!
+//! * [`driver`](self) wraps the few driver calls used; all `unsafe` code is there.
+//! * `nvrtc` and `module` compile `cuda/*.cu` for the device found, through a disk cache.
+//! * `memory`, `kv`, `layout`, `upload`: what lies where, and how weights get there.
+//! * `lower` turns a program into launches; `plan` captures them into a CUDA graph and replays it.
+//!
+//! The crate builds without CUDA. The driver and NVRTC are loaded at run time; when one is absent or too old,
+//! [`CudaBackend::open`] says so in one [`worker_orcd_core::BackendError::Unavailable`].
+
+mod arch;
+mod inputs;
+mod kernels;
+mod kv;
+mod launch;
+mod layout;
+mod lower;
+
+pub use arch::Arch;
