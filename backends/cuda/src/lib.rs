@@ -9,11 +9,17 @@
 //! [`CudaBackend::open`] says so in one [`worker_orcd_core::BackendError::Unavailable`].
 
 mod arch;
+#[cfg(test)]
+mod compile_tests;
 mod inputs;
 mod kernels;
 mod kv;
 mod launch;
 mod layout;
 mod lower;
+mod module;
+mod nvrtc;
 
 pub use arch::Arch;
+pub use module::{BuildReport, CACHE_VARIABLE, build};
+pub use nvrtc::{NVRTC_VARIABLE, NvrtcError};
