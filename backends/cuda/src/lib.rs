@@ -11,6 +11,7 @@
 mod arch;
 #[cfg(test)]
 mod compile_tests;
+mod driver;
 mod inputs;
 mod kernels;
 mod kv;
