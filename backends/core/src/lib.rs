@@ -7,6 +7,9 @@ pub mod kv;
 pub mod op;
 pub mod program;
 pub mod quant;
+pub mod reference;
+pub mod rng;
+pub mod sampling;
 pub mod step;
 pub mod weight;
 
@@ -15,5 +18,6 @@ pub use dtype::DType;
 pub use kv::{KvElement, KvGroup, KvLayer, KvLayout};
 pub use op::{Op, RopeStyle, SwiGluKind};
 pub use program::{Element, Node, Program, ProgramBuilder, RowSet, Value, ValueId};
+pub use reference::ReferenceBackend;
 pub use step::{NO_BLOCK, NO_SLOT, NO_TOKEN, OutputValue, SampleRow, StepInputs, StepOutputs, StepShape};
 pub use weight::{WeightId, WeightKind, WeightSpec};

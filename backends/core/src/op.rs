@@ -241,4 +241,25 @@ impl Op {
             Self::MoeCombine { x, weights } => vec![x, weights],
         }
     }
+
+    /// The weights the operation reads.
+    pub fn weights(&self) -> Vec<WeightId> {
+        match *self {
+            Self::Embed { table } | Self::PositionEmbed { table } | Self::Rope { table, .. } => vec![table],
+            Self::RmsNorm { weight, .. } => vec![weight],
+            Self::LayerNorm { weight, bias, .. } => vec![weight, bias],
+            Self::Linear { weight, bias, .. } | Self::MoeLinear { weight, bias, .. } => {
+                std::iter::once(weight).chain(bias).collect()
+            }
+            Self::Attention { sinks, .. } => sinks.into_iter().collect(),
+            Self::Add { .. }
+            | Self::KvWrite { .. }
+            | Self::SwiGlu { .. }
+            | Self::Gelu { .. }
+            | Self::Router { .. }
+            | Self::MoeCombine { .. }
+            | Self::GatherRows { .. }
+            | Self::Sample { .. } => vec![],
+        }
+    }
 }

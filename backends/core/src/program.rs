@@ -4,7 +4,7 @@
 //! node before any node reads it.
 
 use crate::backend::BackendError;
-use crate::kv::KvLayer;
+use crate::kv::{KvLayer, KvLayout};
 use crate::op::{Op, RopeStyle, SwiGluKind};
 use crate::step::StepShape;
 use crate::weight::{WeightId, WeightKind, WeightSpec};
@@ -109,6 +109,35 @@ impl Program {
     /// Declared outputs, in declaration order.
     pub fn outputs(&self) -> &[ValueId] {
         &self.outputs
+    }
+
+    /// What a backend asks before it compiles: every weight exists and every cache access fits `kv`.
+    ///
+    /// # Errors
+    /// [`BackendError::Program`] naming the first node that does not fit.
+    pub fn check(&self, weights: &[WeightSpec], kv: Option<&KvLayout>) -> Result<(), BackendError> {
+        for Node { label, op, .. } in &self.nodes {
+            for id in op.weights() {
+                check(label, (id.0 as usize) < weights.len(), || format!("no weight {}", id.0))?;
+            }
+            let (layer, heads) = match *op {
+                Op::KvWrite { k, layer, .. } => (layer, Err(self.value(k).width)),
+                Op::Attention { layer, num_kv_heads, head_dim, .. } => (layer, Ok((num_kv_heads, head_dim))),
+                _ => continue,
+            };
+            let group = kv.and_then(|layout| layout.groups.get(layer.group));
+            let Some(group) = group.filter(|group| layer.index < group.layers) else {
+                return Err(program_error(label, format!("the cache has no {layer:?}")));
+            };
+            let fits = match heads {
+                Ok(heads) => heads == (group.num_kv_heads, group.head_dim),
+                Err(width) => width == group.num_kv_heads * group.head_dim,
+            };
+            check(label, fits, || {
+                format!("does not fit {} kv heads of {}", group.num_kv_heads, group.head_dim)
+            })?;
+        }
+        Ok(())
     }
 
     /// The same program with every value declared an output, which forbids fusing across any of them.

@@ -3,6 +3,10 @@
 //! A step packs tokens of any number of sequences: prefill chunks and single decode tokens look alike. Everything that
 //! varies from step to step is data in here; a plan's launches never vary.
 
+mod validate;
+
+pub use validate::validate;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::program::{Element, Program};
