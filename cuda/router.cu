@@ -1,10 +1,10 @@
 // router: the top_k largest logits of each token, descending, ties to the lowest index, and the softmax over them.
 //
 // logits: [tokens, experts] f32; outputs: expert ids [tokens, top_k] u32, weights [tokens, top_k] f32.
-// Grid: (most tokens); one warp per token, at most 1024 experts. Each of the top_k rounds is an arg-max over the
-// experts not yet chosen; the softmax is summed in the order of choice. Moves 4 (experts + 2 top_k) bytes per token;
-// bound by latency.
-#include "common/types.cuh"
+// Grid: (most tokens); one warp per token, at most 1024 experts. Each of the top_k rounds is an arg-max over the experts
+// not yet chosen, by an integer key that orders as the logits do (so that a NaN cannot confuse it); the softmax is summed
+// in the order of choice. Moves 4 (experts + 2 top_k) bytes per token; bound by latency.
+#include "common/sampling.cuh"
 
 struct RouterArgs {
     const float* logits;
@@ -28,35 +28,24 @@ KERNEL(router_f32, RouterArgs, 32) {
     float largest = 0.0f;
     float sum = 0.0f;
     for (u32 k = 0; k < args.top_k; ++k) {
-        float best = -INFINITY_F32;
-        u32 best_id = 0xffffffffu;
+        u64 best = 0;
         for (u32 j = 0, id = lane; id < args.experts; ++j, id += 32) {
-            const float logit = logits[id];
-            // An id is always found, even if every logit is -inf or NaN: the first one free is taken then.
-            if (!(taken >> j & 1) && (best_id == 0xffffffffu || logit > best)) {
-                best = logit;
-                best_id = id;
-            }
+            const u64 key = taken >> j & 1 ? 0 : ranked(ordered_key(logits[id]), id);
+            best = key > best ? key : best;
         }
 #pragma unroll
         for (int distance = 16; distance > 0; distance >>= 1) {
-            const float other = __shfl_xor_sync(0xffffffffu, best, distance);
-            const u32 other_id = __shfl_xor_sync(0xffffffffu, best_id, distance);
-            if (other_id != 0xffffffffu &&
-                (best_id == 0xffffffffu || other > best || (!(best > other) && other_id < best_id))) {
-                best = other;
-                best_id = other_id;
-            }
+            const u64 other = __shfl_xor_sync(0xffffffffu, best, distance);
+            best = other > best ? other : best;
         }
-        // With NaN among the logits the lanes may disagree; lane 0 decides, so that no expert is taken twice.
-        best = __shfl_sync(0xffffffffu, best, 0);
-        best_id = __shfl_sync(0xffffffffu, best_id, 0);
-        if (best_id % 32 == lane) taken |= 1u << best_id / 32;
-        if (k == 0) largest = best;
-        const float exponential = expf(best - largest);
+        const u32 id = ~(u32)best;
+        if (id % 32 == lane) taken |= 1u << id / 32;
+        const float logit = logits[id];
+        if (k == 0) largest = logit;
+        const float exponential = expf(logit - largest);
         sum += exponential;
         if (lane == 0) {
-            ids[k] = best_id;
+            ids[k] = id;
             weights[k] = exponential;
         }
     }

@@ -5,6 +5,7 @@
 //! live row. Nothing beyond the live part is read by any kernel, so it is not cleared.
 
 use bytemuck::{Pod, Zeroable};
+use worker_orcd_core::sampling::PreparedRow;
 use worker_orcd_core::{BackendError, KvLayout, Op, Program, SampleRow, StepInputs, StepShape};
 
 /// Alignment of every field.
@@ -41,7 +42,7 @@ pub(crate) enum Field {
     BlockTable(usize),
     /// `[R]` token indices.
     OutRows,
-    /// `[R]` of [`SampleRow`].
+    /// `[R]` of [`PreparedRow`].
     Sampling,
     /// `[R, max_penalty_tokens]` ids.
     PenaltyTokens,
@@ -93,7 +94,7 @@ impl InputLayout {
         let sequences = cursor.take(per_token);
         let slots = table_widths.iter().map(|_| cursor.take(per_token)).collect();
         let out_rows = cursor.take(shape.rows * size_of::<u32>());
-        let sampling = cursor.take(shape.rows * size_of::<SampleRow>());
+        let sampling = cursor.take(shape.rows * size_of::<PreparedRow>());
         let penalty_tokens = cursor.take(shape.rows * max_penalty_tokens * size_of::<u32>());
         let block_tables = table_widths
             .iter()
@@ -164,7 +165,7 @@ impl InputLayout {
             packer.put("slots", offset, tokens, slots)?;
         }
         packer.put("out_rows", self.out_rows, self.shape.rows, inputs.out_rows)?;
-        packer.put("sampling", self.sampling, self.shape.rows, inputs.sampling)?;
+        packer.put_sampling(self.sampling, self.shape.rows, inputs.sampling)?;
         let ids = self.shape.rows * self.max_penalty_tokens;
         packer.put("penalty_tokens", self.penalty_tokens, ids, inputs.penalty_tokens)?;
         for ((&offset, &width), table) in
@@ -176,7 +177,7 @@ impl InputLayout {
     }
 }
 
-/// Copies typed slices to their places and remembers the end of the last.
+/// Copies typed slices to their places and remembers where the last live byte is.
 struct Packer<'a> {
     buffer: &'a mut [u8],
     live: usize,
@@ -201,6 +202,19 @@ impl Packer<'_> {
         let end = offset + bytes.len();
         self.buffer.get_mut(offset..end).ok_or_else(too_long)?.copy_from_slice(bytes);
         self.live = self.live.max(end);
+        Ok(())
+    }
+
+    fn put_sampling(
+        &mut self,
+        offset: usize,
+        capacity: usize,
+        rows: &[SampleRow],
+    ) -> Result<(), BackendError> {
+        for (index, row) in rows.iter().enumerate() {
+            let at = offset + index * size_of::<PreparedRow>();
+            self.put("sampling", at, capacity.saturating_sub(index), &[PreparedRow::from(row)])?;
+        }
         Ok(())
     }
 }
@@ -245,7 +259,7 @@ mod tests {
             (Field::Slots(0), 20),
             (Field::Slots(1), 20),
             (Field::OutRows, 12),
-            (Field::Sampling, 3 * 32),
+            (Field::Sampling, 3 * 48),
             (Field::PenaltyTokens, 3 * 4 * 4),
             (Field::BlockTable(0), 2 * 7 * 4),
             (Field::BlockTable(1), 2 * 2 * 4),
