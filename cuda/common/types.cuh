@@ -16,10 +16,11 @@ typedef long long i64;
 #define CHECK_ARGS(kernel, Args) \
     static_assert(sizeof(Args) == ARGS_BYTES_##kernel, #kernel ": host and device disagree on the arguments' size")
 
-// A kernel with one parameter, passed by value and never copied to local memory.
-#define KERNEL(name, Args, threads)  \
-    CHECK_ARGS(name, Args);          \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args args)
+// A kernel with one parameter, passed by value and never copied to local memory. After the parameter's type come the
+// launch bounds: threads per CTA and, if wanted, the least number of CTAs per multiprocessor.
+#define KERNEL(name, Args, ...)  \
+    CHECK_ARGS(name, Args);      \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Args args)
 
 #define INFINITY_F32 __int_as_float(0x7f800000)
 #define NAN_F32 __int_as_float(0x7fc00000)
