@@ -269,7 +269,7 @@ __device__ __forceinline__ void keep_top_p(Survivors& row, u32 top_p, u64 total,
     row.weight_id = last;
 }
 
-KERNEL(sample_draw, SampleArgs, DRAW_THREADS) {
+KERNEL(sample_draw, SampleArgs, DRAW_THREADS, 1) {
     __shared__ DrawShared shared;
     wait_for_previous_kernel();
     const u32 row_index = blockIdx.x;
