@@ -9,18 +9,25 @@
 //! [`CudaBackend::open`] says so in one [`worker_orcd_core::BackendError::Unavailable`].
 
 mod arch;
+mod backend;
 #[cfg(test)]
 mod compile_tests;
 mod driver;
 mod inputs;
+mod kernel_set;
 mod kernels;
 mod kv;
 mod launch;
 mod layout;
 mod lower;
+mod memory;
 mod module;
 mod nvrtc;
+mod plan;
+mod upload;
 
 pub use arch::Arch;
+pub use backend::CudaBackend;
 pub use module::{BuildReport, CACHE_VARIABLE, build};
 pub use nvrtc::{NVRTC_VARIABLE, NvrtcError};
+pub use plan::PlanOptions;

@@ -83,6 +83,15 @@ impl Compiler {
         results.into_iter().map(|(_, cubin)| cubin).collect()
     }
 
+    /// Compiles what the cache lacks. Without a cache there is nothing to do: units are compiled when they are used.
+    pub(crate) fn fill_cache(&self, units: &[Unit], arch: Arch) -> Result<(), NvrtcError> {
+        if self.folder.is_none() {
+            return Ok(());
+        }
+        let missing: Vec<Unit> = units.iter().filter(|unit| !self.is_cached(unit, arch)).cloned().collect();
+        self.cubins(&missing, arch).map(drop)
+    }
+
     /// Whether a unit's machine code is in the cache.
     fn is_cached(&self, unit: &Unit, arch: Arch) -> bool {
         self.cache_file(unit, arch).is_some_and(|file| file.exists())

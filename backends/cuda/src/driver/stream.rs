@@ -151,6 +151,14 @@ impl Event {
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.handle) })
     }
 
+    /// As `record`, but while a graph is captured: every replay sets the mark.
+    pub(crate) fn record_in_graph(&self, stream: &Stream) -> Result<(), DriverError> {
+        let flags = sys::CUevent_record_flags::CU_EVENT_RECORD_EXTERNAL as u32;
+        // SAFETY: both are live and of one context; the graph is dropped before the event.
+        let code = unsafe { sys::cuEventRecordWithFlags(self.handle, stream.handle, flags) };
+        check("cuEventRecordWithFlags", code)
+    }
+
     /// Waits until the mark is passed; returns at once if it was never set.
     pub(crate) fn wait(&self) -> Result<(), DriverError> {
         // SAFETY: the event is live.
