@@ -48,7 +48,7 @@ pub fn build(arches: &[Arch]) -> Result<BuildReport, NvrtcError> {
 /// NVRTC and the cache.
 #[derive(Debug)]
 pub(crate) struct Compiler {
-    nvrtc: Nvrtc,
+    nvrtc: &'static Nvrtc,
     folder: Option<PathBuf>,
 }
 

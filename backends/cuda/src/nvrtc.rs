@@ -8,6 +8,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use libloading::Library;
 
@@ -106,13 +107,19 @@ pub(crate) struct Nvrtc {
     _builtins: Option<Library>,
 }
 
+/// The one library of this process: looking for it costs a Python interpreter at worst.
+static LOADED: OnceLock<Nvrtc> = OnceLock::new();
+
 impl Nvrtc {
-    /// Finds and loads the library.
-    pub(crate) fn load() -> Result<Self, NvrtcError> {
+    /// Finds and loads the library, once per process.
+    pub(crate) fn load() -> Result<&'static Self, NvrtcError> {
+        if let Some(nvrtc) = LOADED.get() {
+            return Ok(nvrtc);
+        }
         let mut tried = vec![];
         for candidate in candidates() {
             match Self::open(&candidate) {
-                Ok(nvrtc) => return Ok(nvrtc),
+                Ok(nvrtc) => return Ok(LOADED.get_or_init(|| nvrtc)),
                 Err(NvrtcError::Library { path, reason }) => tried.push(format!("{path}: {reason}")),
                 Err(error) => return Err(error),
             }
