@@ -110,4 +110,23 @@ mod tests {
         let tapped = program.tapped();
         assert_eq!(super::plan(&tapped).bytes, tapped.values().len() * one);
     }
+
+    #[test]
+    fn no_two_live_values_of_any_case_overlap() {
+        for case in crate::conformance::cases().unwrap() {
+            for step in &case.steps {
+                let program = &step.program;
+                let (plan, lives) = (plan(program), lifetimes(program));
+                for (a, left) in lives.iter().enumerate() {
+                    assert!(plan.offsets[a] + left.bytes <= plan.bytes);
+                    for (b, right) in lives.iter().enumerate().skip(a + 1) {
+                        let together = left.first <= right.last && right.first <= left.last;
+                        let apart = plan.offsets[a] + left.bytes <= plan.offsets[b]
+                            || plan.offsets[b] + right.bytes <= plan.offsets[a];
+                        assert!(!together || apart, "{}: values {a} and {b}", case.name);
+                    }
+                }
+            }
+        }
+    }
 }

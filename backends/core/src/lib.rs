@@ -2,6 +2,7 @@
 
 pub mod arena;
 pub mod backend;
+pub mod conformance;
 pub mod dtype;
 pub mod kv;
 pub mod op;

@@ -506,3 +506,6 @@ fn check(label: &str, holds: bool, reason: impl FnOnce() -> String) -> Result<()
 fn program_error(label: &str, reason: String) -> BackendError {
     BackendError::Program { label: label.to_owned(), reason }
 }
+
+#[cfg(test)]
+mod tests;

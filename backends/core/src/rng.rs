@@ -96,7 +96,7 @@ mod tests {
         // Five standard errors of the mean and of the variance.
         assert!((sum / 1e5).abs() < 0.016, "mean {}", sum / 1e5);
         assert!((squares / 1e5 - 1.0).abs() < 0.025, "variance {}", squares / 1e5);
-        let mut bytes = [0; 100_003];
+        let mut bytes = vec![0; 100_003];
         rng.fill_bytes(&mut bytes);
         let mean = bytes.iter().map(|&byte| f64::from(byte)).sum::<f64>() / bytes.len() as f64;
         assert!((mean - 127.5).abs() < 1.2, "mean byte {mean}");

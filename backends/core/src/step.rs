@@ -133,3 +133,6 @@ impl StepOutputs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

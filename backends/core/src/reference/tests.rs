@@ -114,6 +114,7 @@ fn linear_multiplies_rows_and_adds_the_bias() {
 }
 
 #[test]
+#[allow(clippy::float_cmp, reason = "sums of small integers are exact")]
 fn dot_sums_every_element_once() {
     for length in 0..40 {
         let a: Vec<f64> = (0..length).map(f64::from).collect();

@@ -103,7 +103,7 @@ pub fn exp_weight(y: f32) -> u32 {
     /// Coefficients of `f`, `-f^2`, `f^3`, … in units of 2^-32, alternating signs taken out.
     const COEFFICIENTS: [u32; 7] =
         [2_977_044_470, 1_031_764_842, 238_386_455, 41_300_355, 5_704_530, 633_126, 46_516];
-    if !(y < 32.0) {
+    if y.is_nan() || y >= 32.0 {
         return 0;
     }
     let fixed = (y * 67_108_864.0) as u32;
@@ -162,9 +162,9 @@ pub fn sample_row(logits: &[f32], row: &SampleRow, penalty_ids: &[u32], scratch:
 }
 
 /// The lowest id among the largest logits, and that logit; `None` when one is NaN or +inf or all are -inf.
+#[allow(clippy::float_cmp, reason = "the maximum is one of the logits")]
 fn arg_max(logits: &[f32]) -> Option<(u32, f32)> {
-    // Without branches on the values, so that it vectorises.
-    let usable = logits.iter().fold(true, |usable, &logit| usable & (logit < f32::INFINITY));
+    let usable = logits.iter().all(|&logit| logit < f32::INFINITY);
     let max = logits.iter().fold(f32::NEG_INFINITY, |max, &logit| if logit > max { logit } else { max });
     if !usable || max == f32::NEG_INFINITY {
         return None;

@@ -175,6 +175,24 @@ fn ties_break_to_the_lower_id() {
 }
 
 #[test]
+fn boundaries_are_strict_in_the_draw_and_inclusive_in_top_p() {
+    assert_eq!(draw(0, &[0, 5]), 1, "an id without weight is never drawn");
+    assert_eq!(draw(u64::MAX, &[5, 3, 0]), 1);
+    assert_eq!(draw((1 << 63) - 1, &[2, 2]), 0);
+    assert_eq!(draw(1 << 63, &[2, 2]), 1);
+    assert_eq!(draw(0, &[0, 0]), NO_TOKEN);
+    let kept = |top_p: u64| {
+        let mut weights = [1, 2, 1];
+        keep_top_p(top_p, &mut weights, &mut vec![]);
+        weights
+    };
+    assert_eq!(kept(1 << 31), [0, 2, 0], "half of the total is reached by the first");
+    assert_eq!(kept((1 << 31) + 1), [1, 2, 0]);
+    assert_eq!(kept((3 << 30) + 1), [1, 2, 1]);
+    assert_eq!(kept(1), [0, 2, 0]);
+}
+
+#[test]
 fn extreme_parameters_stay_in_range() {
     let mut scratch = SampleScratch::default();
     let logits = [f32::MAX, f32::MIN, 0.0, f32::NEG_INFINITY];
@@ -201,6 +219,7 @@ fn the_draw_depends_on_seed_and_position_only() {
 }
 
 #[test]
+#[allow(clippy::float_cmp, reason = "infinities are exact")]
 fn logprobs_sum_to_one() {
     let logits = [0.5, -2.0, 3.0, f32::NEG_INFINITY];
     let sum: f64 = (0..4).map(|id| logprob(&logits, id).exp()).sum();
