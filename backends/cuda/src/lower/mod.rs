@@ -120,18 +120,7 @@ pub(crate) fn lower(
     target: Target<'_>,
     bases: PlanBases,
 ) -> Result<Lowered, BackendError> {
-    let mut lowering = Lowering {
-        program,
-        inputs,
-        target,
-        bases,
-        arena: arena::plan(program),
-        launches: vec![],
-        scratch_used: 0,
-        scratch_bytes: 0,
-        zeroed_used: 0,
-        zeroed_bytes: 0,
-    };
+    let mut lowering = Lowering::start(program, inputs, target, bases);
     let mut index = 0;
     while index < program.nodes().len() {
         index += lowering.step(index)?;
@@ -156,6 +145,22 @@ pub(crate) struct Lowering<'a> {
 }
 
 impl<'a> Lowering<'a> {
+    /// A lowering that has emitted nothing yet.
+    fn start(program: &'a Program, inputs: &'a InputLayout, target: Target<'a>, bases: PlanBases) -> Self {
+        Self {
+            program,
+            inputs,
+            target,
+            bases,
+            arena: arena::plan(program),
+            launches: vec![],
+            scratch_used: 0,
+            scratch_bytes: 0,
+            zeroed_used: 0,
+            zeroed_bytes: 0,
+        }
+    }
+
     /// Lowers the node at `index`, or several when a rule takes them; returns how many.
     fn step(&mut self, index: usize) -> Result<usize, BackendError> {
         self.scratch_used = 0;
@@ -358,3 +363,6 @@ pub(crate) fn program_error(node: &Node, reason: String) -> BackendError {
 pub(crate) fn output(node: &Node) -> Result<ValueId, BackendError> {
     node.outputs.first().copied().ok_or_else(|| program_error(node, "writes nothing".into()))
 }
+
+#[cfg(test)]
+mod tests;
