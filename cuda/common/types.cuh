@@ -11,6 +11,7 @@ typedef short i16;
 typedef int i32;
 typedef long long i64;
 
+#ifndef HOST_EMULATION
 // Asserts that a kernel's parameter structure has the size that the host declares for it in its kernel table.
 // The host passes -DARGS_BYTES_<kernel>=<size>.
 #define CHECK_ARGS(kernel, Args) \
@@ -21,10 +22,12 @@ typedef long long i64;
 #define KERNEL(name, Args, ...)  \
     CHECK_ARGS(name, Args);      \
     extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Args args)
+#endif
 
 #define INFINITY_F32 __int_as_float(0x7f800000)
 #define NAN_F32 __int_as_float(0x7fc00000)
 
+#ifndef HOST_EMULATION
 // Waits until everything the preceding kernel wrote is visible. Under programmatic dependent launch a kernel may start
 // early; every kernel calls this before it reads or writes anything another kernel of the plan touches, in every
 // thread, so that the end of one kernel implies the end of all before it.
@@ -54,6 +57,7 @@ __device__ __forceinline__ u16 float_to_half(float value) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
 }
+#endif
 
 // bfloat16 -> binary32, exact.
 __device__ __forceinline__ float bfloat_to_float(u16 bits) {

@@ -9,12 +9,12 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use worker_orcd_core::conformance::{Case, cases, run_case};
+use worker_orcd_core::conformance::{Case, CaseStep, cases, run_case_within};
 use worker_orcd_core::{
     Backend, BackendError, DType, KvElement, KvGroup, KvLayout, Op, OutputValue, PlanId, StepOutputs,
     WeightSpec,
 };
-use worker_orcd_cuda::{CudaBackend, PlanOptions};
+use worker_orcd_cuda::{CudaBackend, PlanOptions, least_nmse};
 
 /// One test at a time: a step's time and the free memory are the device's, not a test's.
 static DEVICE: Mutex<()> = Mutex::new(());
@@ -57,7 +57,7 @@ fn conformance(stem: &str) {
     let mut passed = 0;
     let prefix = format!("{stem}(");
     for case in cases().unwrap().iter().filter(|case| case.name.starts_with(&prefix) && chosen(&case.name)) {
-        match run_case(&factory, case) {
+        match run_case_within(&factory, case, least_nmse(stem)) {
             Ok(outcome) => {
                 println!("{:<70} nmse {:.2e} of {:.0e}", case.name, outcome.worst_nmse, case.tolerance.nmse);
                 if outcome.worst_nmse >= worst.0 {
@@ -116,7 +116,7 @@ fn prepare(backend: &mut CudaBackend, case: &Case) -> Vec<PlanId> {
 
 /// Runs every step once and returns the outputs' bits.
 fn run(backend: &mut CudaBackend, case: &Case, plans: &[PlanId]) -> Vec<Vec<u32>> {
-    let step = |(step, plan): (&worker_orcd_core::conformance::CaseStep, &PlanId)| {
+    let step = |(step, plan): (&CaseStep, &PlanId)| {
         step.inputs.lend(|inputs| backend.submit(*plan, inputs)).unwrap();
         let mut outputs = StepOutputs::for_program(&step.program);
         backend.wait(&mut outputs).unwrap();
