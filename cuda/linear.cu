@@ -35,7 +35,7 @@ __device__ __forceinline__ void linear_split(const LinearArgs& args) {
     const u32 first = blockIdx.y * 8 * NT;
     if (first >= columns) return;
     split_product<WEIGHT_FORMAT, NT>(
-        args.weight, blockIdx.x, args.x, shared,
+        args.weight, blockIdx.x, args.x, columns - first, shared,
         [&](u32 column) { return first + column < columns ? first + column : NO_ROW; },
         [&](u32 row, u32 column, float sum) {
             store_output(args, blockIdx.x * 32 + row, first + column, columns, sum);
@@ -58,7 +58,8 @@ KERNEL(LINEAR_SWEEP, LinearArgs, PRODUCT_THREADS) {
     }
     __syncthreads();
     const u32 row_tile = blockIdx.x * 8 + threadIdx.x / 32;
-    sweep_product<WEIGHT_FORMAT>(args.weight, row_tile, row_tile < args.weight.row_tiles, args.x, shared,
+    sweep_product<WEIGHT_FORMAT>(args.weight, row_tile, row_tile < args.weight.row_tiles, args.x, columns - first,
+                          shared,
                           [&](u32 row, u32 column, float sum) {
                               store_output(args, row_tile * 32 + row, first + column, columns, sum);
                           });

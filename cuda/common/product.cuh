@@ -34,6 +34,7 @@ struct GlobalColumns {
     u32 blocks;
     u32 block;
     u32 t;
+    int groups;
 
     __device__ __forceinline__ void operator()(int n, ActivationCodes& codes, ActivationSums& left,
                                                ActivationSums& right) const {
@@ -54,8 +55,11 @@ struct GlobalActivations {
     const ColumnRows<NT>& rows;
     u32 blocks;
     u32 t;
+    int groups;
 
-    __device__ __forceinline__ GlobalColumns<NT> operator()(u32 block) const { return {x, rows, blocks, block, t}; }
+    __device__ __forceinline__ GlobalColumns<NT> operator()(u32 block) const {
+        return {x, rows, blocks, block, t, groups};
+    }
 };
 
 // Padded so that the eight rows and four column pairs of a store fall into different banks.
@@ -67,11 +71,11 @@ struct SplitShared {
     float partial[SLICES][8 * NT][PARTIAL_STRIDE];
 };
 
-// The split shape. `row_of(column)`: activation row of a column or NO_ROW. `store(row in tile, column, sum)`.
-// All threads of the CTA must call it; it ends with a barrier.
+// The split shape. `columns` of its columns are live; `row_of(column)`: activation row of a column or NO_ROW.
+// `store(row in tile, column, sum)`. All threads of the CTA must call it; it ends with a barrier.
 template <int FORMAT, int NT, class RowOf, class Store>
 __device__ __forceinline__ void split_product(const Weight& weight, u64 row_tile, const Activations& x,
-                                              SplitShared<NT>& shared, const RowOf& row_of, const Store& store) {
+                                              u32 columns, SplitShared<NT>& shared, const RowOf& row_of, const Store& store) {
     const u32 lane = threadIdx.x % 32;
     const u32 slice = threadIdx.x / 32;
     const u32 g = lane / 4;
@@ -86,7 +90,7 @@ __device__ __forceinline__ void split_product(const Weight& weight, u64 row_tile
     Accumulators<NT> acc;
     acc.clear();
     const u32 units = weight.blocks / Codec<FORMAT>::BLOCKS;
-    const GlobalActivations<NT> at = {x, rows, weight.blocks, t};
+    const GlobalActivations<NT> at = {x, rows, weight.blocks, t, (int)((columns + 7) / 8)};
     add_units<FORMAT, NT>(weight, row_tile, slice_begin(slice, units), slice_begin(slice + 1, units), lane, at, acc);
 #pragma unroll
     for (int m = 0; m < 2; ++m)
@@ -128,6 +132,7 @@ struct StagedColumns {
     u32 block;
     u32 g;
     u32 t;
+    int groups;
 
     __device__ __forceinline__ void operator()(int n, ActivationCodes& codes, ActivationSums& left,
                                                ActivationSums& right) const {
@@ -156,11 +161,11 @@ __device__ __forceinline__ void copy_stage(const Activations& x, SweepShared& sh
     commit_copies();
 }
 
-// The sweep shape for one row tile per warp; a warp without one only copies. `shared.rows` must be filled and visible.
+// The sweep shape for one row tile per warp; a warp without one only copies. `live` of the columns hold something. `shared.rows` must be filled and visible.
 // `store(row in tile, column, sum)` is called by every lane for each of its sums. Ends with a barrier.
 template <int FORMAT, class Store>
 __device__ __forceinline__ void sweep_product(const Weight& weight, u64 row_tile, bool has_tile, const Activations& x,
-                                              SweepShared& shared, const Store& store) {
+                                              u32 live, SweepShared& shared, const Store& store) {
     constexpr int NT = SWEEP_COLUMNS / 8;
     using C = Codec<FORMAT>;
     const u32 lane = threadIdx.x % 32;
@@ -204,21 +209,8 @@ __device__ __forceinline__ void sweep_product(const Weight& weight, u64 row_tile
             if (block >= blocks) break;
             const TileCodes raw = load_codes<FORMAT>(weight, first_tile + block, lane);
             if (block % C::BLOCKS == 0) scales = load_scales<FORMAT>(weight, first_tile / C::BLOCKS + block / C::BLOCKS, g);
-            const StagedColumns columns = {stage, b, g, t};
-            if constexpr (C::SUPER) {
-                switch (block % 8) {
-                    case 0: add_tile<FORMAT, NT, 0>(raw, scales, columns, acc); break;
-                    case 1: add_tile<FORMAT, NT, 1>(raw, scales, columns, acc); break;
-                    case 2: add_tile<FORMAT, NT, 2>(raw, scales, columns, acc); break;
-                    case 3: add_tile<FORMAT, NT, 3>(raw, scales, columns, acc); break;
-                    case 4: add_tile<FORMAT, NT, 4>(raw, scales, columns, acc); break;
-                    case 5: add_tile<FORMAT, NT, 5>(raw, scales, columns, acc); break;
-                    case 6: add_tile<FORMAT, NT, 6>(raw, scales, columns, acc); break;
-                    default: add_tile<FORMAT, NT, 7>(raw, scales, columns, acc); break;
-                }
-            } else {
-                add_tile<FORMAT, NT, 0>(raw, scales, columns, acc);
-            }
+            const StagedColumns columns = {stage, b, g, t, (int)((live + 7) / 8)};
+            add_tile<FORMAT, NT>(raw, scales, block % C::BLOCKS, columns, acc);
             if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
         }
     }

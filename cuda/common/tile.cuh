@@ -202,41 +202,44 @@ __device__ __forceinline__ UnitScales<FORMAT> load_scales(const Weight& weight, 
     return scales;
 }
 
-__device__ __forceinline__ u32 byte_of(u32 word, u32 index) { return (word >> (8 * index)) & 255; }
+// Byte `index` of four words.
+__device__ __forceinline__ u32 byte_of(const u32* words, u32 index) {
+    const u32 i = index / 4;
+    const u32 word = i == 0 ? words[0] : i == 1 ? words[1] : i == 2 ? words[2] : words[3];
+    return (word >> (8 * (index % 4))) & 255;
+}
 
-// Factor of the codes in row g + 8 W, block J of the unit, column half HALF.
-template <int FORMAT, int W, int J, int HALF>
-__device__ __forceinline__ float code_scale(const UnitScales<FORMAT>& scales) {
+// Factor of the codes in row g + 8 w, block j of the unit, column half `half`.
+template <int FORMAT>
+__device__ __forceinline__ float code_scale(const UnitScales<FORMAT>& scales, u32 w, u32 j, u32 half) {
+    const u32* words = scales.words;
     if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
-        return low_half(scales.words[16 + W]) * (float)byte_of(scales.words[4 * W + J / 4], J % 4);
+        return low_half(words[16 + w]) * (float)byte_of(words + 4 * w, j);
     } else if constexpr (FORMAT == FORMAT_Q6_K) {
-        const u32 sub = byte_of(scales.words[4 * W + J / 2], 2 * (J % 2) + HALF);
-        return low_half(scales.words[16 + W]) * (float)(i8)sub;
+        return low_half(words[16 + w]) * (float)(i8)byte_of(words + 4 * w, 2 * j + half);
     } else if constexpr (FORMAT == FORMAT_Q3_K) {
-        const u32 sub = byte_of(scales.words[4 * W + J / 2], 2 * (J % 2) + HALF);
-        return low_half(scales.words[16 + W]) * (float)((i32)sub - 32);
+        return low_half(words[16 + w]) * (float)((i32)byte_of(words + 4 * w, 2 * j + half) - 32);
     } else if constexpr (FORMAT == FORMAT_Q2_K) {
-        const u32 sub = byte_of(scales.words[4 * W + J / 2], 2 * (J % 2) + HALF);
-        return low_half(scales.words[16 + W]) * (float)(sub & 15);
+        return low_half(words[16 + w]) * (float)(byte_of(words + 4 * w, 2 * j + half) & 15);
     } else if constexpr (FORMAT == FORMAT_Q4_1 || FORMAT == FORMAT_Q5_1) {
-        return low_half(scales.words[W]);
+        return low_half(words[w]);
     } else if constexpr (FORMAT == FORMAT_MXFP4) {
-        return __uint_as_float(byte_of(scales.words[0], W) << 23);
+        return __uint_as_float(byte_of(words, w) << 23);
     } else {
-        return W % 2 == 0 ? low_half(scales.words[W / 2]) : high_half(scales.words[W / 2]);
+        return w % 2 == 0 ? low_half(words[w / 2]) : high_half(words[w / 2]);
     }
 }
 
 // What is added for every unit of activation: the minimum, signed.
-template <int FORMAT, int W, int J, int HALF>
-__device__ __forceinline__ float code_minimum(const UnitScales<FORMAT>& scales) {
+template <int FORMAT>
+__device__ __forceinline__ float code_minimum(const UnitScales<FORMAT>& scales, u32 w, u32 j, u32 half) {
+    const u32* words = scales.words;
     if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
-        return -high_half(scales.words[16 + W]) * (float)byte_of(scales.words[4 * W + 2 + J / 4], J % 4);
+        return -high_half(words[16 + w]) * (float)byte_of(words + 4 * w, 8 + j);
     } else if constexpr (FORMAT == FORMAT_Q2_K) {
-        const u32 sub = byte_of(scales.words[4 * W + J / 2], 2 * (J % 2) + HALF);
-        return -high_half(scales.words[16 + W]) * (float)(sub >> 4);
+        return -high_half(words[16 + w]) * (float)(byte_of(words + 4 * w, 2 * j + half) >> 4);
     } else {
-        return high_half(scales.words[W]);
+        return high_half(words[w]);
     }
 }
 
@@ -259,94 +262,84 @@ __device__ __forceinline__ float block_sum(i32 high, i32 low, float scale) {
     return scale * (float)((i32)((u32)high << 8) + low);
 }
 
-// Adds 16 rows x 8 columns of one block to `acc`.
-template <int FORMAT, int M, int J>
-__device__ __forceinline__ void add_block(const u32 (&a)[4], const UnitScales<FORMAT>& scales, const ActivationCodes& x,
-                                          const ActivationSums& left, const ActivationSums& right, float (&acc)[4]) {
+// Adds 16 rows x 8 columns of one block to `acc`: row half `m` of the tile, block `j` of the unit.
+template <int FORMAT>
+__device__ __forceinline__ void add_block(const u32 (&a)[4], const UnitScales<FORMAT>& scales, u32 m, u32 j,
+                                          const ActivationCodes& x, const ActivationSums& left,
+                                          const ActivationSums& right, float (&acc)[4]) {
     using C = Codec<FORMAT>;
+    constexpr int PARTS = C::HALVES ? 2 : 1;
     const float scale_x[2] = {left.scale, right.scale};
-    if constexpr (C::HALVES) {
-        const float d[2][2] = {{code_scale<FORMAT, 2 * M, J, 0>(scales), code_scale<FORMAT, 2 * M, J, 1>(scales)},
-                               {code_scale<FORMAT, 2 * M + 1, J, 0>(scales), code_scale<FORMAT, 2 * M + 1, J, 1>(scales)}};
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            i32 high[4] = {0, 0, 0, 0};
-            i32 low[4] = {0, 0, 0, 0};
-            mma_s8_k16(high, a[2 * half], a[2 * half + 1], half == 0 ? x.x : x.y);
-            mma_s8_k16(low, a[2 * half], a[2 * half + 1], half == 0 ? x.z : x.w);
-#pragma unroll
-            for (int c = 0; c < 4; ++c) acc[c] = fmaf(d[c / 2][half], block_sum(high[c], low[c], scale_x[c % 2]), acc[c]);
-        }
-        if constexpr (C::MINIMUM) {
-            const float m[2][2] = {
-                {code_minimum<FORMAT, 2 * M, J, 0>(scales), code_minimum<FORMAT, 2 * M, J, 1>(scales)},
-                {code_minimum<FORMAT, 2 * M + 1, J, 0>(scales), code_minimum<FORMAT, 2 * M + 1, J, 1>(scales)}};
-            const float sums[2][2] = {{left.low_half, left.high_half}, {right.low_half, right.high_half}};
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-#pragma unroll
-                for (int c = 0; c < 4; ++c) acc[c] = fmaf(m[c / 2][half], sums[c % 2][half], acc[c]);
-        }
-    } else {
-        const float d[2] = {code_scale<FORMAT, 2 * M, J, 0>(scales), code_scale<FORMAT, 2 * M + 1, J, 0>(scales)};
+    for (int part = 0; part < PARTS; ++part) {
         i32 high[4] = {0, 0, 0, 0};
         i32 low[4] = {0, 0, 0, 0};
-        if constexpr (C::BIASED) {
-            low[0] = low[2] = left.bias;
-            low[1] = low[3] = right.bias;
+        if constexpr (C::HALVES) {
+            mma_s8_k16(high, a[2 * part], a[2 * part + 1], part == 0 ? x.x : x.y);
+            mma_s8_k16(low, a[2 * part], a[2 * part + 1], part == 0 ? x.z : x.w);
+        } else {
+            if constexpr (C::BIASED) {
+                low[0] = low[2] = left.bias;
+                low[1] = low[3] = right.bias;
+            }
+            mma_s8_k32(high, a[0], a[1], a[2], a[3], x.x, x.y);
+            mma_s8_k32(low, a[0], a[1], a[2], a[3], x.z, x.w);
         }
-        mma_s8_k32(high, a[0], a[1], a[2], a[3], x.x, x.y);
-        mma_s8_k32(low, a[0], a[1], a[2], a[3], x.z, x.w);
+        const float d[2] = {code_scale(scales, 2 * m, j, part), code_scale(scales, 2 * m + 1, j, part)};
 #pragma unroll
         for (int c = 0; c < 4; ++c) acc[c] = fmaf(d[c / 2], block_sum(high[c], low[c], scale_x[c % 2]), acc[c]);
         if constexpr (C::MINIMUM) {
-            const float m[2] = {code_minimum<FORMAT, 2 * M, J, 0>(scales), code_minimum<FORMAT, 2 * M + 1, J, 0>(scales)};
-            const float sums[2] = {left.low_half + left.high_half, right.low_half + right.high_half};
+            const float least[2] = {code_minimum(scales, 2 * m, j, part), code_minimum(scales, 2 * m + 1, j, part)};
+            const float sums[2] = {
+                C::HALVES ? (part == 0 ? left.low_half : left.high_half) : left.low_half + left.high_half,
+                C::HALVES ? (part == 0 ? right.low_half : right.high_half) : right.low_half + right.high_half};
 #pragma unroll
-            for (int c = 0; c < 4; ++c) acc[c] = fmaf(m[c / 2], sums[c % 2], acc[c]);
+            for (int c = 0; c < 4; ++c) acc[c] = fmaf(least[c / 2], sums[c % 2], acc[c]);
         }
     }
 }
 
-// Adds block J of a unit for all columns. `columns(n, codes, left, right)` yields the activations of columns 8n..8n+7:
-// the lane's codes of column g and the sums of columns 2t and 2t + 1.
-template <int FORMAT, int NT, int J, class Columns>
-__device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales<FORMAT>& scales, const Columns& columns,
-                                         Accumulators<NT>& acc) {
+// Adds block j of a unit for all columns. `columns(n, codes, left, right)` yields the activations of columns 8n..8n+7:
+// the lane's codes of column g and the sums of columns 2t and 2t + 1. Groups of columns from `columns.groups` on hold
+// nothing and are skipped.
+template <int FORMAT, int NT, class Columns>
+__device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales<FORMAT>& scales, u32 j,
+                                         const Columns& columns, Accumulators<NT>& acc) {
     u32 first[4], second[4];
     fragments<FORMAT, 0>(raw, first);
     fragments<FORMAT, 1>(raw, second);
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
+        if (n > 0 && n >= columns.groups) break;
         ActivationCodes x;
         ActivationSums left, right;
         columns(n, x, left, right);
-        add_block<FORMAT, 0, J>(first, scales, x, left, right, acc.at[0][n]);
-        add_block<FORMAT, 1, J>(second, scales, x, left, right, acc.at[1][n]);
+        add_block<FORMAT>(first, scales, 0, j, x, left, right, acc.at[0][n]);
+        add_block<FORMAT>(second, scales, 1, j, x, left, right, acc.at[1][n]);
     }
 }
 
 // Adds units [begin, end) of row tile `row_tile` (counted through all experts). `at(block)` yields the columns functor
-// of one block.
+// of one block. DEPTH blocks are in flight.
 template <int FORMAT, int NT, class At>
 __device__ __forceinline__ void add_units(const Weight& weight, u64 row_tile, u32 begin, u32 end, u32 lane, const At& at,
                                           Accumulators<NT>& acc) {
     const u64 first_tile = row_tile * weight.blocks;
     if constexpr (Codec<FORMAT>::SUPER) {
+        constexpr u32 DEPTH = NT == 1 ? 8 : 4;
 #pragma unroll 1
         for (u32 unit = begin; unit < end; ++unit) {
             const UnitScales<FORMAT> scales = load_scales<FORMAT>(weight, first_tile / 8 + unit, lane / 4);
-            TileCodes raw[8];
+#pragma unroll 1
+            for (u32 first = 0; first < 8; first += DEPTH) {
+                TileCodes raw[DEPTH];
 #pragma unroll
-            for (int j = 0; j < 8; ++j) raw[j] = load_codes<FORMAT>(weight, first_tile + unit * 8 + j, lane);
-            add_tile<FORMAT, NT, 0>(raw[0], scales, at(unit * 8 + 0), acc);
-            add_tile<FORMAT, NT, 1>(raw[1], scales, at(unit * 8 + 1), acc);
-            add_tile<FORMAT, NT, 2>(raw[2], scales, at(unit * 8 + 2), acc);
-            add_tile<FORMAT, NT, 3>(raw[3], scales, at(unit * 8 + 3), acc);
-            add_tile<FORMAT, NT, 4>(raw[4], scales, at(unit * 8 + 4), acc);
-            add_tile<FORMAT, NT, 5>(raw[5], scales, at(unit * 8 + 5), acc);
-            add_tile<FORMAT, NT, 6>(raw[6], scales, at(unit * 8 + 6), acc);
-            add_tile<FORMAT, NT, 7>(raw[7], scales, at(unit * 8 + 7), acc);
+                for (u32 j = 0; j < DEPTH; ++j) {
+                    raw[j] = load_codes<FORMAT>(weight, first_tile + unit * 8 + first + j, lane);
+                }
+#pragma unroll
+                for (u32 j = 0; j < DEPTH; ++j) add_tile<FORMAT, NT>(raw[j], scales, first + j, at(unit * 8 + first + j), acc);
+            }
         }
     } else {
         constexpr u32 DEPTH = 4;
@@ -361,13 +354,13 @@ __device__ __forceinline__ void add_units(const Weight& weight, u64 row_tile, u3
                 scales[j] = load_scales<FORMAT>(weight, first_tile + unit + j, lane / 4);
             }
 #pragma unroll
-            for (u32 j = 0; j < DEPTH; ++j) add_tile<FORMAT, NT, 0>(raw[j], scales[j], at(unit + j), acc);
+            for (u32 j = 0; j < DEPTH; ++j) add_tile<FORMAT, NT>(raw[j], scales[j], 0, at(unit + j), acc);
         }
 #pragma unroll 1
         for (; unit < end; ++unit) {
             const TileCodes raw = load_codes<FORMAT>(weight, first_tile + unit, lane);
             const UnitScales<FORMAT> scales = load_scales<FORMAT>(weight, first_tile + unit, lane / 4);
-            add_tile<FORMAT, NT, 0>(raw, scales, at(unit), acc);
+            add_tile<FORMAT, NT>(raw, scales, 0, at(unit), acc);
         }
     }
 }

@@ -95,6 +95,14 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/inputs.cuh", include_str!("../../../cuda/common/inputs.cuh")),
     ("common/sampling.cuh", include_str!("../../../cuda/common/sampling.cuh")),
     ("common/weight.cuh", include_str!("../../../cuda/common/weight.cuh")),
+    ("common/async.cuh", include_str!("../../../cuda/common/async.cuh")),
+    ("common/mma.cuh", include_str!("../../../cuda/common/mma.cuh")),
+    ("common/activation.cuh", include_str!("../../../cuda/common/activation.cuh")),
+    ("common/tile.cuh", include_str!("../../../cuda/common/tile.cuh")),
+    ("common/product.cuh", include_str!("../../../cuda/common/product.cuh")),
+    ("common/plain.cuh", include_str!("../../../cuda/common/plain.cuh")),
+    ("common/routing.cuh", include_str!("../../../cuda/common/routing.cuh")),
+    ("common/attention_tile.cuh", include_str!("../../../cuda/common/attention_tile.cuh")),
 ];
 
 /// Every unit of every operation.

@@ -92,7 +92,7 @@ pub(crate) struct Rule {
 }
 
 /// Fusing rules in order of preference.
-pub(crate) const RULES: &[Rule] = &[];
+pub(crate) const RULES: &[Rule] = &[linear::SHARE_INPUT, linear::ADD_RESIDUAL, moe::SHARE_INPUT];
 
 /// Every compilation unit of every operation, and those that repack weights.
 pub(crate) fn units() -> Vec<Unit> {
