@@ -26,6 +26,7 @@ mod memory;
 mod module;
 mod nvrtc;
 mod plan;
+mod summary;
 mod upload;
 
 pub use arch::Arch;
@@ -33,6 +34,7 @@ pub use backend::CudaBackend;
 pub use module::{BuildReport, CACHE_VARIABLE, build};
 pub use nvrtc::{NVRTC_VARIABLE, NvrtcError};
 pub use plan::PlanOptions;
+pub use summary::{DeviceSummary, enumerate};
 
 /// How far the cases of one operation may be from the reference on this backend, where the table asks for the accuracy
 /// of 32-bit activations.
