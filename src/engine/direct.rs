@@ -1,8 +1,8 @@
 //! Runs one sequence step by step without a scheduler: what `logits`, `perplexity`, `compare` and `bench` need.
 
 use worker_orcd_core::{
-    Backend, BackendError, KvElement, KvLayout, OutputValue, PlanId, Program, SampleRow, StepInputs,
-    StepOutputs, StepShape,
+    Backend, BackendError, KvElement, KvLayout, OutputValue, PlanId, PlanProfile, Program, SampleRow,
+    StepInputs, StepOutputs, StepShape,
 };
 
 use crate::model::{Recorder, StepHead};
@@ -89,6 +89,16 @@ impl DirectRun {
         self.backend.as_ref()
     }
 
+    /// Runs one token with a clock around every part of the step.
+    ///
+    /// # Errors
+    /// A device error.
+    pub fn profile(&mut self, token: u32, position: usize) -> Result<PlanProfile, BackendError> {
+        let Self { backend, steps, tables } = self;
+        let plan = steps[0].plan;
+        with_inputs(tables, &[token], position, &[0], |inputs| backend.profile(plan, inputs))
+    }
+
     /// Runs `tokens` at positions `start..`, handing back the declared outputs; the cache keeps what came before.
     ///
     /// # Errors
@@ -99,31 +109,16 @@ impl DirectRun {
         start: usize,
         out_rows: &[u32],
     ) -> Result<&[OutputValue], BackendError> {
-        let positions: Vec<u32> = (start as u32..).take(tokens.len()).collect();
-        let sequences = vec![0; tokens.len()];
-        // Blocks are held in order, so a position is its own slot.
-        let slots: Vec<&[u32]> = self.tables.iter().map(|_| positions.as_slice()).collect();
-        let tables: Vec<&[u32]> = self.tables.iter().map(Vec::as_slice).collect();
-        let sampling = vec![SampleRow::GREEDY; out_rows.len()];
-        let inputs = StepInputs {
-            tokens,
-            positions: &positions,
-            sequences: &sequences,
-            slots: &slots,
-            block_tables: &tables,
-            out_rows,
-            sampling: &sampling,
-            penalty_tokens: &[],
-        };
         let fits = |step: &Step| {
             let shape = step.program.shape();
             tokens.len() <= shape.tokens && out_rows.len() <= shape.rows
         };
         // What fits nowhere is refused by the largest plan, by name.
         let index = self.steps.iter().position(fits).unwrap_or(self.steps.len() - 1);
-        let step = &mut self.steps[index];
-        self.backend.submit(step.plan, &inputs)?;
-        self.backend.wait(&mut step.outputs)?;
+        let Self { backend, steps, tables } = self;
+        let step = &mut steps[index];
+        with_inputs(tables, tokens, start, out_rows, |inputs| backend.submit(step.plan, inputs))?;
+        backend.wait(&mut step.outputs)?;
         Ok(&step.outputs.values)
     }
 
@@ -146,4 +141,30 @@ impl DirectRun {
         }
         Err(BackendError::Input { field: "tokens", reason: "a prompt needs at least one token".into() })
     }
+}
+
+/// The inputs of consecutive positions of one sequence whose blocks are held in order, so that a position is its own
+/// slot.
+fn with_inputs<T>(
+    tables: &[Vec<u32>],
+    tokens: &[u32],
+    start: usize,
+    out_rows: &[u32],
+    run: impl FnOnce(&StepInputs<'_>) -> T,
+) -> T {
+    let positions: Vec<u32> = (start as u32..).take(tokens.len()).collect();
+    let sequences = vec![0; tokens.len()];
+    let slots: Vec<&[u32]> = tables.iter().map(|_| positions.as_slice()).collect();
+    let tables: Vec<&[u32]> = tables.iter().map(Vec::as_slice).collect();
+    let sampling = vec![SampleRow::GREEDY; out_rows.len()];
+    run(&StepInputs {
+        tokens,
+        positions: &positions,
+        sequences: &sequences,
+        slots: &slots,
+        block_tables: &tables,
+        out_rows,
+        sampling: &sampling,
+        penalty_tokens: &[],
+    })
 }
