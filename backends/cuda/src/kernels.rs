@@ -66,6 +66,7 @@ impl Unit {
     }
 
     /// The same unit with one more define.
+    #[allow(clippy::needless_pass_by_value, reason = "numbers and names read better without a reference")]
     pub(crate) fn define(mut self, name: &str, value: impl ToString) -> Self {
         self.defines.push((name.to_owned(), value.to_string()));
         self

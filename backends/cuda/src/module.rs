@@ -161,7 +161,12 @@ fn cache_key(unit: &Unit, arch: Arch, compiler: &str) -> String {
     for option in options(unit, arch) {
         field(&option);
     }
-    hash.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize(), 12)
+}
+
+/// The first `bytes` of a hash in hexadecimal digits.
+pub(crate) fn hex(hash: &[u8], bytes: usize) -> String {
+    hash.iter().take(bytes).fold(String::new(), |digits, byte| format!("{digits}{byte:02x}"))
 }
 
 /// `WORKER_ORCD_CACHE_DIR`, else the user's cache folder as the XDG rules have it.

@@ -96,7 +96,7 @@ fn compile(unit: &Unit) -> PathBuf {
     );
     hash.update(&text);
     hash.update(format!("{defines:?}{FLAGS:?}"));
-    let key: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let key = crate::module::hex(&hash.finalize(), 8);
     let library = folder.join(format!("{}-{key}.so", unit.name));
     if library.exists() {
         return library;
