@@ -79,7 +79,7 @@ impl CudaBackend {
                 MINIMUM_CAPABILITY % 10
             )));
         }
-        device.forbid_device_heap();
+        device.forbid_device_heap().map_err(failed)?;
         let shared = Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let traits = DeviceTraits {
             arch,

@@ -4,6 +4,8 @@
 //! `WORKER_ORCD_KERNELS=linear,moe` restricts the run to units whose name contains one of the words, and
 //! `WORKER_ORCD_ARCHES=90a` to some architectures, while kernels are being written.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::arch::Arch;
 use crate::kernels::{self, Unit};
 use crate::module::Compiler;
@@ -58,62 +60,80 @@ fn every_kernel_compiles_for_every_checked_architecture() {
     println!("{}", compiler.describe());
     let units: Vec<Unit> =
         kernels::units().into_iter().filter(|unit| chosen("WORKER_ORCD_KERNELS", &unit.name)).collect();
-    let mut failures = vec![];
-    let mut compiled = 0;
-    for arch in Arch::CHECKED.into_iter().filter(|arch| chosen("WORKER_ORCD_ARCHES", &arch.to_string())) {
-        let jobs: Vec<&Unit> = units.iter().filter(|unit| unit.supports(arch)).collect();
-        compiled += jobs.len();
-        for (unit, result) in jobs.iter().zip(compile_all(&compiler, &jobs, arch)) {
-            match result {
-                Ok(log) => failures.extend(check(unit, arch, &log)),
-                Err(error) => failures.push(error.to_string()),
-            }
-        }
-    }
+    let chosen_arches =
+        || Arch::CHECKED.into_iter().filter(|arch| chosen("WORKER_ORCD_ARCHES", &arch.to_string()));
+    let jobs: Vec<(&Unit, Arch)> = chosen_arches()
+        .flat_map(|arch| units.iter().filter(move |unit| unit.supports(arch)).map(move |unit| (unit, arch)))
+        .collect();
+    assert!(!jobs.is_empty(), "no unit was chosen");
+    let Report { mut lines, failures } = compile_all(&compiler, &jobs);
+    lines.sort();
+    println!("{}", lines.join("\n"));
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    assert!(compiled > 0, "no unit was chosen");
 }
 
-fn compile_all(compiler: &Compiler, units: &[&Unit], arch: Arch) -> Vec<Result<String, NvrtcError>> {
+/// What compiling came to.
+#[derive(Debug, Default)]
+struct Report {
+    /// One per kernel and architecture.
+    lines: Vec<String>,
+    /// What there is to complain of.
+    failures: Vec<String>,
+}
+
+/// Compiles every job on all cores.
+fn compile_all(compiler: &Compiler, jobs: &[(&Unit, Arch)]) -> Report {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let chunk = units.len().div_ceil(threads).max(1);
-    let compile = |unit: &&Unit| Ok(compiler.compile(unit, arch, &["--ptxas-options=-v"])?.log);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut report = Report::default();
+        while let Some((unit, arch)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match compiler.compile(unit, *arch, &["--ptxas-options=-v"]) {
+                Ok((_, log)) => check(unit, *arch, &log, &mut report),
+                Err(error) => report.failures.push(error.to_string()),
+            }
+        }
+        report
+    };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = units
-            .chunks(chunk)
-            .map(|chunk| scope.spawn(move || chunk.iter().map(compile).collect::<Vec<_>>()))
-            .collect();
-        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).fold(Report::default(), |mut all, report| {
+            all.lines.extend(report.lines);
+            all.failures.extend(report.failures);
+            all
+        })
     })
 }
 
-/// Prints each kernel's registers; complains of warnings, of kernels the table does not have, and of spills.
-fn check(unit: &Unit, arch: Arch, log: &str) -> Vec<String> {
-    let mut complaints = vec![];
+/// Notes each kernel's registers; complains of warnings, of kernels the table does not have, and of spills where the
+/// kernels are tuned. Newer devices run the 8.x set until someone can measure there; their spills are only noted.
+fn check(unit: &Unit, arch: Arch, log: &str, report: &mut Report) {
     let found = usages(log);
     for kernel in &unit.kernels {
         let Some(usage) = found.iter().find(|usage| usage.kernel == kernel.name) else {
-            complaints.push(format!("{} for {arch}: no kernel {} in {}", unit.name, kernel.name, unit.file));
+            report
+                .failures
+                .push(format!("{} for {arch}: no kernel {} in {}", unit.name, kernel.name, unit.file));
             continue;
         };
         let Usage { registers, spill_bytes, stack_bytes, .. } = usage;
-        println!(
-            "{arch:>7} {:<44} {registers:>3} registers {spill_bytes:>3} spilled {stack_bytes:>3} stack",
+        report.lines.push(format!(
+            "{:<7} {:<44} {registers:>3} registers {spill_bytes:>3} spilled {stack_bytes:>3} stack",
+            arch.to_string(),
             kernel.name
-        );
-        if *spill_bytes > 0 {
-            complaints.push(format!("{} for {arch} spills {spill_bytes} bytes", kernel.name));
+        ));
+        if *spill_bytes > 0 && arch.capability() <= 90 {
+            report.failures.push(format!("{} for {arch} spills {spill_bytes} bytes", kernel.name));
         }
     }
     for usage in &found {
         if !unit.kernels.iter().any(|kernel| kernel.name == usage.kernel) {
-            complaints.push(format!("{}: {} is in no table", unit.file, usage.kernel));
+            report.failures.push(format!("{}: {} is in no table", unit.file, usage.kernel));
         }
     }
     if log.contains("warning") {
-        complaints.push(format!("{} for {arch}: {log}", unit.name));
+        report.failures.push(format!("{} for {arch}: {log}", unit.name));
     }
-    complaints
 }
 
 #[test]

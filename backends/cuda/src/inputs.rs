@@ -28,8 +28,6 @@ pub(crate) struct StepCounts {
 /// A part of the input buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Field {
-    /// [`StepCounts`].
-    Counts,
     /// `[T]` token ids.
     Tokens,
     /// `[T]` positions.
@@ -123,7 +121,6 @@ impl InputLayout {
     /// Byte offset of a field. A group the cache does not have has no field.
     pub(crate) fn offset(&self, field: Field) -> Option<usize> {
         match field {
-            Field::Counts => Some(0),
             Field::Tokens => Some(size_of::<StepCounts>()),
             Field::Positions => Some(self.positions),
             Field::Sequences => Some(self.sequences),
@@ -252,7 +249,6 @@ mod tests {
     fn fields_are_aligned_disjoint_and_inside() {
         let layout = layout(2);
         let sizes = [
-            (Field::Counts, 16),
             (Field::Tokens, 20),
             (Field::Positions, 20),
             (Field::Sequences, 20),
@@ -264,7 +260,7 @@ mod tests {
             (Field::BlockTable(0), 2 * 7 * 4),
             (Field::BlockTable(1), 2 * 2 * 4),
         ];
-        let mut end = 0;
+        let mut end = size_of::<StepCounts>();
         for (field, bytes) in sizes {
             let offset = layout.offset(field).unwrap();
             assert_eq!(offset % FIELD_ALIGNMENT, 0, "{field:?}");
@@ -294,7 +290,7 @@ mod tests {
         let live = layout.pack(&inputs, &mut buffer).unwrap();
         assert_eq!(live, layout.offset(Field::BlockTable(1)).unwrap() + 2 * 4);
         let at = |field, index: usize| u32_at(&buffer, layout.offset(field).unwrap() + 4 * index);
-        assert_eq!([at(Field::Counts, 0), at(Field::Counts, 1), at(Field::Counts, 2)], [2, 1, 1]);
+        assert_eq!([0, 4, 8].map(|offset| u32_at(&buffer, offset)), [2, 1, 1], "counts");
         assert_eq!([at(Field::Tokens, 1), at(Field::Positions, 1), at(Field::Sequences, 1)], [5, 50, 0]);
         assert_eq!([at(Field::Slots(0), 1), at(Field::Slots(1), 0)], [101, 200]);
         assert_eq!([at(Field::BlockTable(0), 6), at(Field::BlockTable(1), 1)], [7, 9]);

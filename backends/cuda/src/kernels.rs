@@ -25,11 +25,6 @@ impl Kernel {
     pub(crate) fn of<A>(name: impl Into<KernelName>, max_threads: u32) -> Self {
         Self { name: name.into(), args_bytes: size_of::<A>(), max_threads, max_shared_bytes: 0 }
     }
-
-    /// The same kernel with room for `bytes` of dynamic shared memory.
-    pub(crate) fn with_shared(self, bytes: u32) -> Self {
-        Self { max_shared_bytes: bytes, ..self }
-    }
 }
 
 /// One compilation.
@@ -71,6 +66,7 @@ impl Unit {
     }
 
     /// The same unit with one more define.
+    #[allow(clippy::needless_pass_by_value, reason = "numbers and names read better without a reference")]
     pub(crate) fn define(mut self, name: &str, value: impl ToString) -> Self {
         self.defines.push((name.to_owned(), value.to_string()));
         self

@@ -153,9 +153,12 @@ impl Arena {
     /// Allocates at least `whole` bytes, `wanted` if there is room, and takes `whole` of them.
     fn grow(&mut self, device: &Device, whole: usize, wanted: usize) -> Result<DevicePtr, BackendError> {
         let memory = DeviceMemory::allocate(wanted).or_else(|_| DeviceMemory::allocate(whole));
-        let memory = memory.map_err(|error| match error.is_out_of_memory() {
-            true => self.out_of_memory(device, whole),
-            false => error.at(self.purpose.name()),
+        let memory = memory.map_err(|error| {
+            if error.is_out_of_memory() {
+                self.out_of_memory(device, whole)
+            } else {
+                error.at(self.purpose.name())
+            }
         })?;
         let mut segment = Segment { base: memory.address(), bytes: memory.bytes(), used: 0 };
         let place = segment.take(whole).ok_or_else(|| self.out_of_memory(device, whole))?;
@@ -223,9 +226,8 @@ pub(crate) fn check_residency(
             let violated = |what: String| BackendError::Residency {
                 reason: format!("{} at {:#x}: {what}", purpose.name(), place.0),
             };
-            let found = probe(place).map_err(|error| match error.is_sticky() {
-                true => error.at("residency"),
-                false => violated(error.to_string()),
+            let found = probe(place).map_err(|error| {
+                if error.is_sticky() { error.at("residency") } else { violated(error.to_string()) }
             })?;
             if !found.is_device {
                 return Err(violated("host memory".to_owned()));

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::arch::Arch;
 use crate::kernels::{self, HEADERS, Unit};
-use crate::nvrtc::{Compiled, Nvrtc, NvrtcError};
+use crate::nvrtc::{Nvrtc, NvrtcError};
 
 /// Environment variable that names the cache's folder.
 pub const CACHE_VARIABLE: &str = "WORKER_ORCD_CACHE_DIR";
@@ -102,7 +102,7 @@ impl Compiler {
         if let Some(cubin) = file.as_deref().and_then(read_cached) {
             return Ok(cubin);
         }
-        let cubin = self.compile(unit, arch, &[])?.cubin;
+        let (cubin, _) = self.compile(unit, arch, &[])?;
         if let Some(file) = file {
             // A cache that cannot be written costs time at the next start, nothing else.
             let _ = write_cached(&file, &cubin);
@@ -110,11 +110,16 @@ impl Compiler {
         Ok(cubin)
     }
 
-    /// Compiles without the cache. `more` options are appended.
-    pub(crate) fn compile(&self, unit: &Unit, arch: Arch, more: &[&str]) -> Result<Compiled, NvrtcError> {
+    /// Compiles without the cache: machine code and log. `more` options are appended.
+    pub(crate) fn compile(
+        &self,
+        unit: &Unit,
+        arch: Arch,
+        more: &[&str],
+    ) -> Result<(Vec<u8>, String), NvrtcError> {
         let mut options = options(unit, arch);
         options.extend(more.iter().map(ToString::to_string));
-        self.nvrtc.compile(&unit.name, &arch.to_string(), unit.source, HEADERS, &options)
+        self.nvrtc.compile((&unit.name, unit.file), &arch.to_string(), unit.source, HEADERS, &options)
     }
 
     fn cache_file(&self, unit: &Unit, arch: Arch) -> Option<PathBuf> {
@@ -156,7 +161,12 @@ fn cache_key(unit: &Unit, arch: Arch, compiler: &str) -> String {
     for option in options(unit, arch) {
         field(&option);
     }
-    hash.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize(), 12)
+}
+
+/// The first `bytes` of a hash in hexadecimal digits.
+pub(crate) fn hex(hash: &[u8], bytes: usize) -> String {
+    hash.iter().take(bytes).fold(String::new(), |digits, byte| format!("{digits}{byte:02x}"))
 }
 
 /// `WORKER_ORCD_CACHE_DIR`, else the user's cache folder as the XDG rules have it.

@@ -80,15 +80,6 @@ pub enum NvrtcError {
     },
 }
 
-/// Machine code and what the compiler said about it.
-#[derive(Clone, Debug)]
-pub(crate) struct Compiled {
-    /// The cubin.
-    pub(crate) cubin: Vec<u8>,
-    /// Warnings and, with `--ptxas-options=-v`, registers and spills.
-    pub(crate) log: String,
-}
-
 /// The loaded library.
 #[derive(Debug)]
 pub(crate) struct Nvrtc {
@@ -167,17 +158,19 @@ impl Nvrtc {
         })
     }
 
-    /// Compiles one source with `headers` (name, text) to machine code. Thread-safe, as NVRTC is.
+    /// Compiles one source with `headers` (name, text) to machine code; also returns what the
+    /// compiler said: warnings and, with `--ptxas-options=-v`, registers and spills. Its messages say `file`, ours
+    /// `name`. Thread-safe, as NVRTC is.
     pub(crate) fn compile(
         &self,
-        name: &str,
+        (name, file): (&str, &str),
         arch: &str,
         source: &str,
         headers: &[(&str, &str)],
         options: &[String],
-    ) -> Result<Compiled, NvrtcError> {
+    ) -> Result<(Vec<u8>, String), NvrtcError> {
         let error = |log: String| NvrtcError::Compile { name: name.to_owned(), arch: arch.to_owned(), log };
-        let program = Program::new(self, name, source, headers).map_err(error)?;
+        let program = Program::new(self, file, source, headers).map_err(error)?;
         let options = c_strings(options.iter().map(String::as_str)).map_err(error)?;
         let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
         // SAFETY: the handle is live, `pointers` holds as many strings as told, which outlive the call.
@@ -186,7 +179,7 @@ impl Nvrtc {
         if code != 0 {
             return Err(error(format!("{}\n{log}", self.describe(code))));
         }
-        Ok(Compiled { cubin: program.cubin().map_err(error)?, log })
+        Ok((program.cubin().map_err(error)?, log))
     }
 
     fn describe(&self, code: c_int) -> String {

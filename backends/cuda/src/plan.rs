@@ -6,7 +6,7 @@ use worker_orcd_core::{
     StepOutputs,
 };
 
-use crate::driver::{Device, Event, Function, GraphExec, PinnedMemory, Stream};
+use crate::driver::{BACKEND, Device, Event, Function, GraphExec, PinnedMemory, Stream};
 use crate::inputs::InputLayout;
 use crate::kernel_set::KernelSet;
 use crate::launch::Launch;
@@ -45,7 +45,6 @@ struct Needs {
     activations: usize,
     inputs: usize,
     scratch: usize,
-    zeroed: usize,
     outputs: usize,
 }
 
@@ -57,7 +56,6 @@ impl Needs {
             activations: arena::plan(program).bytes,
             inputs: layout.bytes(),
             scratch: lowered.scratch_bytes,
-            zeroed: lowered.zeroed_bytes,
             outputs: program.outputs().iter().map(|&id| program.value(id).bytes(shape)).sum(),
         })
     }
@@ -67,7 +65,6 @@ impl Needs {
             activations: self.activations.max(other.activations),
             inputs: self.inputs.max(other.inputs),
             scratch: self.scratch.max(other.scratch),
-            zeroed: self.zeroed.max(other.zeroed),
             outputs: self.outputs.max(other.outputs),
         }
     }
@@ -102,12 +99,9 @@ impl PlanMemory {
             activations: arenas.activations.place_alone(device, stream, needs.activations)?,
             inputs: arenas.workspace.place(device, stream, needs.inputs)?,
             scratch: arenas.workspace.place(device, stream, needs.scratch)?,
-            zeroed: arenas.workspace.place(device, stream, needs.zeroed)?,
         };
-        let zero = |place, bytes: usize| stream.fill(place, 0, bytes).map_err(|error| error.at("workspace"));
-        // The input buffer too, so that a plan that is captured or run by mistake finds no tokens.
-        zero(bases.zeroed, needs.zeroed)?;
-        zero(bases.inputs, needs.inputs)?;
+        // A plan that is run before its first inputs have come finds no tokens.
+        stream.fill(bases.inputs, 0, needs.inputs).map_err(|error| error.at("workspace"))?;
         let memory = Self { bases, activation_bytes: needs.activations, scratch_bytes: needs.scratch };
         Ok((memory, needs.inputs, needs.outputs))
     }
@@ -171,6 +165,14 @@ impl Plan {
     ) -> Result<Self, BackendError> {
         let layout = InputLayout::of(program, target.kv.map(|pools| &pools.layout));
         let lowered = lower::lower(program, &layout, target, memory.bases)?;
+        if let Some(launch) =
+            lowered.launches.iter().find(|launch| launch.shared_bytes > target.traits.max_shared_bytes)
+        {
+            let (wanted, limit) = (launch.shared_bytes, target.traits.max_shared_bytes);
+            let what =
+                format!("{wanted} bytes of shared memory for {}: the device has {limit}", launch.kernel);
+            return Err(BackendError::Unsupported { backend: BACKEND, what });
+        }
         kernels.prepare(&lowered.launches)?;
         let launches = lowered.launches.into_iter().map(|launch| Ok((kernels.function(&launch)?, launch)));
         let launches = launches.collect::<Result<Vec<_>, BackendError>>()?;

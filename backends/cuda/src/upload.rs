@@ -195,14 +195,11 @@ impl Staging {
         let mut source = self.address;
         for &Piece { first_row, rows } in batch {
             let launch = weight.layout.repack(&weight.spec, source, weight.address, first_row, rows);
-            match launch {
-                Some(launch) => kernels.run(&launch, stream)?,
-                None => {
-                    let to = weight.address.offset(first_row * row_bytes);
-                    stream
-                        .copy(source, to, rows * row_bytes)
-                        .map_err(|error| error.at(&weight.spec.label))?;
-                }
+            if let Some(launch) = launch {
+                kernels.run(&launch, stream)?;
+            } else {
+                let to = weight.address.offset(first_row * row_bytes);
+                stream.copy(source, to, rows * row_bytes).map_err(|error| error.at(&weight.spec.label))?;
             }
             source = source.offset(rows * row_bytes);
         }

@@ -6,6 +6,12 @@
 //! the tests one process at a time,
 //! `for t in $(./gpu --list | sed -n 's/: test$//p'); do ./gpu --exact "$t" --nocapture; done`.
 //! `WORKER_ORCD_CASES=linear(Q4_K` runs only the cases whose name contains that.
+#![allow(
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test, also where it is outside of test functions"
+)]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -38,7 +38,7 @@ pub(crate) type Attribute = sys::CUdevice_attribute;
 #[derive(Debug)]
 pub(crate) struct Device {
     ordinal: usize,
-    device: sys::CUdevice,
+    number: sys::CUdevice,
     handle: sys::CUcontext,
     driver_version: i32,
 }
@@ -110,7 +110,7 @@ impl Device {
         // SAFETY: the device is valid; the reference is released in `drop`.
         let code = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut handle, device) };
         check("cuDevicePrimaryCtxRetain", code).map_err(failed)?;
-        let opened = Self { ordinal, device, handle, driver_version };
+        let opened = Self { ordinal, number: device, handle, driver_version };
         opened.bind().map_err(failed)?;
         Ok(opened)
     }
@@ -123,9 +123,11 @@ impl Device {
 
     /// Takes away the heap that kernels could allocate from, so that no memory is used unaccounted. A driver that refuses
     /// keeps its default, which no kernel here touches.
-    pub(crate) fn forbid_device_heap(&self) {
+    pub(crate) fn forbid_device_heap(&self) -> Result<(), DriverError> {
+        self.bind()?;
         // SAFETY: the context is current; the limit takes any value.
         let _ = unsafe { sys::cuCtxSetLimit(sys::CUlimit::CU_LIMIT_MALLOC_HEAP_SIZE, 0) };
+        Ok(())
     }
 
     /// Which device.
@@ -142,7 +144,7 @@ impl Device {
     pub(crate) fn name(&self) -> Result<String, DriverError> {
         let mut name = [0; 256];
         // SAFETY: the buffer has the length given; the driver terminates it with NUL.
-        let code = unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as c_int, self.device) };
+        let code = unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as c_int, self.number) };
         check("cuDeviceGetName", code)?;
         // SAFETY: NUL-terminated, as above, and alive.
         Ok(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
@@ -152,7 +154,7 @@ impl Device {
     pub(crate) fn attribute(&self, attribute: Attribute) -> Result<u32, DriverError> {
         let mut value = 0;
         // SAFETY: the pointer is to a live integer.
-        let code = unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, self.device) };
+        let code = unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, self.number) };
         check("cuDeviceGetAttribute", code)?;
         Ok(value.max(0) as u32)
     }
@@ -166,6 +168,7 @@ impl Device {
 
     /// Free and total device memory in bytes.
     pub(crate) fn memory(&self) -> Result<(u64, u64), DriverError> {
+        self.bind()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: the context is current; both pointers are to live integers.
         check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) })?;
@@ -177,6 +180,6 @@ impl Drop for Device {
     fn drop(&mut self) {
         // SAFETY: retained once in `open`; everything that lives in the context was dropped before (field order of the
         // backend), and the driver keeps the context alive for other owners.
-        let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
+        let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.number) };
     }
 }

@@ -7,7 +7,7 @@ use worker_orcd_core::conformance::{cases, run_case_within};
 use super::*;
 
 /// Whether there is a compiler; says so when there is none and that is allowed.
-fn compiler_is_there() -> bool {
+pub(super) fn compiler_is_there() -> bool {
     if Command::new("c++").arg("--version").output().is_ok_and(|output| output.status.success()) {
         return true;
     }

@@ -16,7 +16,7 @@ mod sample;
 
 use worker_orcd_core::arena::{self, ArenaPlan};
 use worker_orcd_core::{
-    BackendError, KvElement, KvLayer, Node, Op, Program, RowSet, StepShape, ValueId, WeightId, WeightSpec,
+    BackendError, KvElement, KvLayer, Node, Op, Program, RowSet, ValueId, WeightId, WeightSpec,
 };
 
 use crate::arch::Arch;
@@ -57,8 +57,6 @@ pub(crate) struct PlanBases {
     pub(crate) inputs: DevicePtr,
     /// Scratch, undefined at the start of every launch.
     pub(crate) scratch: DevicePtr,
-    /// Memory that is zero at the start of every node and that its kernels leave zero.
-    pub(crate) zeroed: DevicePtr,
 }
 
 /// Everything a program is lowered against.
@@ -79,13 +77,12 @@ pub(crate) struct Lowered {
     pub(crate) launches: Vec<Launch>,
     /// Scratch needed.
     pub(crate) scratch_bytes: usize,
-    /// Zeroed memory needed.
-    pub(crate) zeroed_bytes: usize,
 }
 
 /// A fusing rule: takes the node at `index` and some that follow when that is legal, and emits launches for them.
 pub(crate) struct Rule {
-    /// For logs and tests.
+    /// What tests call it.
+    #[cfg_attr(not(test), allow(dead_code, reason = "read by tests only"))]
     pub(crate) name: &'static str,
     /// Returns how many nodes it took; 0 when it does not apply.
     pub(crate) apply: fn(&mut Lowering<'_>, index: usize) -> Result<usize, BackendError>,
@@ -125,8 +122,8 @@ pub(crate) fn lower(
     while index < program.nodes().len() {
         index += lowering.step(index)?;
     }
-    let Lowering { launches, scratch_bytes, zeroed_bytes, .. } = lowering;
-    Ok(Lowered { launches, scratch_bytes, zeroed_bytes })
+    let Lowering { launches, scratch_bytes, .. } = lowering;
+    Ok(Lowered { launches, scratch_bytes })
 }
 
 /// The state of one lowering and everything operations ask for.
@@ -140,8 +137,6 @@ pub(crate) struct Lowering<'a> {
     launches: Vec<Launch>,
     scratch_used: usize,
     scratch_bytes: usize,
-    zeroed_used: usize,
-    zeroed_bytes: usize,
 }
 
 impl<'a> Lowering<'a> {
@@ -156,15 +151,12 @@ impl<'a> Lowering<'a> {
             launches: vec![],
             scratch_used: 0,
             scratch_bytes: 0,
-            zeroed_used: 0,
-            zeroed_bytes: 0,
         }
     }
 
     /// Lowers the node at `index`, or several when a rule takes them; returns how many.
     fn step(&mut self, index: usize) -> Result<usize, BackendError> {
         self.scratch_used = 0;
-        self.zeroed_used = 0;
         for rule in RULES {
             let taken = (rule.apply)(self, index)?;
             if taken > 0 {
@@ -198,11 +190,6 @@ impl<'a> Lowering<'a> {
     /// The program.
     pub(crate) const fn program(&self) -> &'a Program {
         self.program
-    }
-
-    /// Bounds of a step.
-    pub(crate) const fn shape(&self) -> StepShape {
-        self.program.shape()
     }
 
     /// The device.
@@ -310,14 +297,6 @@ impl<'a> Lowering<'a> {
         self.scratch_used = (offset + bytes).next_multiple_of(arena::ALIGNMENT);
         self.scratch_bytes = self.scratch_bytes.max(self.scratch_used);
         self.bases.scratch.offset(offset)
-    }
-
-    /// Memory that is zero before this node and that its kernels must leave zero (arrival counters), 256-byte aligned.
-    pub(crate) fn zeroed(&mut self, bytes: usize) -> DevicePtr {
-        let offset = self.zeroed_used;
-        self.zeroed_used = (offset + bytes).next_multiple_of(arena::ALIGNMENT);
-        self.zeroed_bytes = self.zeroed_bytes.max(self.zeroed_used);
-        self.bases.zeroed.offset(offset)
     }
 
     /// Appends a launch.
