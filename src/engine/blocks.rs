@@ -102,7 +102,10 @@ impl CacheBlocks {
         for (group, table) in self.groups.iter_mut().zip(&mut blocks.tables) {
             let behind = group.first_visible(start, self.block_size).min(table.entries.len());
             for entry in table.entries.iter_mut().take(behind).skip(table.passed) {
-                group.pool.release(std::mem::replace(entry, NO_BLOCK));
+                let block = std::mem::replace(entry, NO_BLOCK);
+                if block != NO_BLOCK {
+                    group.pool.pass(block);
+                }
             }
             table.passed = table.passed.max(behind);
         }

@@ -71,7 +71,7 @@ fn distributions_count_what_happened() {
 /// Prints what the host does for a step around an instant device; asserts nothing of it, machines differ.
 #[test]
 fn host_time_per_step() {
-    for batch in [1, 16, 64] {
+    for batch in [1, 4, 16, 64].repeat(2) {
         let model = FakeModel { windows: vec![Some(1)], context: 600 };
         let (backend, controls) = FakeBackend::for_model(&model);
         let config =
