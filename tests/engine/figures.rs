@@ -68,7 +68,8 @@ fn distributions_count_what_happened() {
     assert!(stats.kv_cache_usage() == 0.0 && stats.kv_blocks_total > 0);
 }
 
-/// Prints what the host does for a step around an instant device; asserts nothing of it, machines differ.
+/// Prints what the host does between two steps of an instant device; asserts nothing of it, machines differ. With debug
+/// assertions most of it is the check of the block pools.
 #[test]
 fn host_time_per_step() {
     for batch in [1, 4, 16, 64].repeat(2) {
