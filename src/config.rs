@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use crate::server::random;
+use crate::random;
 
 /// Counts of tokens that a flag may have.
 const TOKENS: RangeInclusive<u64> = 1..=1 << 24;
@@ -79,6 +79,7 @@ pub struct WorkerConfig {
     /// Name of this worker in logs and in /health; a random UUID when omitted
     #[arg(long, env = "WORKER_ORCD_WORKER_ID", default_value_t = random::uuid(), hide_default_value = true)]
     pub worker_id: String,
+    /// Which model, and how it is read.
     #[command(flatten)]
     pub model: ModelArgs,
     /// Index of the GPU
@@ -150,6 +151,7 @@ impl WorkerConfig {
         rule("--worker-id", id, "1 to 128 letters, digits, '-', '_', '.' or ':'", |id| {
             (1..=128).contains(&id.len()) && id.bytes().all(allowed)
         })?;
+        rule("--model", &self.model.model.to_string_lossy(), "a path", |path| !path.is_empty())?;
         rule("--log-level", &self.log_level, "a level or target=level,…", |filter| {
             EnvFilter::try_new(filter).is_ok()
         })?;
@@ -157,7 +159,7 @@ impl WorkerConfig {
             ("--port", Some(u64::from(self.port)), 1024..=65_535),
             ("--max-tokens-in", self.max_tokens_in.map(|tokens| tokens as u64), TOKENS),
             ("--max-tokens-out", Some(self.max_tokens_out as u64), TOKENS),
-            ("--context", self.model.context.map(|tokens| tokens as u64), TOKENS),
+            ("--context", self.model.context.map(|tokens| tokens as u64), 2..=1 << 24),
             ("--inference-timeout-sec", Some(self.inference_timeout_sec), 1..=86_400),
             ("--kv-cache-mb", self.kv_cache_mb.map(|mib| mib as u64), 1..=1 << 24),
             ("--max-batch", Some(self.max_batch as u64), 1..=1024),
@@ -235,8 +237,9 @@ mod tests {
             ("--max-tokens-out", &["1"], &["0", "16777217"]),
             ("--inference-timeout-sec", &["1", "86400"], &["0", "86401"]),
             ("--kv-cache-mb", &["1"], &["0"]),
-            ("--context", &["1"], &["0"]),
+            ("--context", &["2"], &["1", "16777217"]),
             ("--max-batch", &["1", "1024"], &["0", "1025"]),
+            ("--prefill-chunk", &["1", "65536"], &["0", "65537"]),
             ("--prefill-chunk", &["1", "65536"], &["0", "65537"]),
             ("--max-queue", &["1", "65536"], &["0", "65537"]),
             ("--chunk-bytes", &["4096", "1073741824"], &["4095", "1073741825"]),

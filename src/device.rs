@@ -112,15 +112,22 @@ cfg_if! {
 cfg_if! {
     if #[cfg(feature = "wgpu")] {
         fn open_wgpu(index: usize) -> Result<Box<dyn Backend>, BackendError> {
-            Ok(Box::new(worker_orcd_wgpu::WgpuBackend::open(index)?))
+            use worker_orcd_wgpu::{AdapterChoice, WgpuBackend, WgpuOptions};
+            Ok(Box::new(WgpuBackend::open(&AdapterChoice::Index(index), &WgpuOptions::default())?))
         }
 
         fn enumerate_wgpu() -> Result<Vec<DeviceSummary>, BackendError> {
-            let summaries = worker_orcd_wgpu::enumerate()?;
+            let summaries = worker_orcd_wgpu::enumerate();
+            if summaries.is_empty() {
+                return Err(BackendError::Unavailable {
+                    backend: "wgpu",
+                    reason: "no Vulkan, Metal or DX12 device found".into(),
+                });
+            }
             Ok(summaries.into_iter().map(|device| DeviceSummary {
                 backend: BackendChoice::Wgpu,
                 index: device.index,
-                description: device.description,
+                description: format!("{} ({}, {}, {})", device.name, device.kind, device.api, device.driver),
                 total_memory_bytes: 0,
             }).collect())
         }

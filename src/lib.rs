@@ -6,5 +6,6 @@ pub mod device;
 pub mod engine;
 pub mod gguf;
 pub mod model;
+mod random;
 pub mod server;
 pub mod text;

@@ -55,7 +55,8 @@ fn unsafe_code_is_named_and_reasoned() {
     every(unsafety::check);
     let sources = sources();
     for file in unsafety::FILES {
-        let used = sources.iter().any(|source| source.path == file && source.bare.contains("unsafe"));
+        let holder = sources.iter().find(|source| source.path == file);
+        let used = holder.is_none_or(|source| source.bare.contains("unsafe"));
         assert!(used, "{file} may hold unsafe code but holds none: take it off the list");
     }
 }
@@ -94,7 +95,7 @@ fn bad_files() -> Vec<Bad> {
         ("shaders/x.wgsl", "// A shader that knows.\nfn qwen2() {}\n".into(), "model name", 2),
         ("src/x.rs", rs(&"\n".repeat(600)), "file budget", 602),
         ("cuda/x.cu", long_kernel, "function budget", 2),
-        ("cuda/x.cuh", format!("// A line too far.\n// {}\n", "x".repeat(120)), "line budget", 2),
+        ("cuda/x.cuh", format!("// A line too far.\n// {}\n", "x".repeat(125)), "line budget", 2),
         ("src/x.rs", "fn main() {}\n".into(), "file header", 1),
         ("src/x.rs", "//! x\n".into(), "file header", 1),
         ("src/x.rs", rs("fn f() {} "), "white space", 2),

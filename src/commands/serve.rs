@@ -1,7 +1,7 @@
 //! `serve`, also what runs without a subcommand: load one model, answer HTTP until told to stop.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use worker_orcd_core::{Backend, BackendError, MemoryReport};
@@ -17,6 +17,10 @@ use crate::server::worker::ModelCard;
 use crate::server::{ServerState, log, serve, termination};
 use crate::text::Tokenizer;
 
+/// Time for the step under way to end once nobody listens any more: with the drain and the server's own limits it keeps
+/// the exit within a second of the drain time.
+const LAST_STEP_TIME: Duration = Duration::from_millis(300);
+
 /// Runs the worker until it is told to stop.
 ///
 /// # Errors
@@ -26,7 +30,7 @@ pub fn run(config: &WorkerConfig) -> Result<(), CommandError> {
     log::install(config.log_format, &config.worker_id, &config.log_level);
     tracing::info!(event = "startup", version = env!("CARGO_PKG_VERSION"), backend = config.backend.name());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let listener = TcpListener::bind((config.host, config.port)).await?;
         tracing::info!(event = "listening", address = %listener.local_addr()?);
         let state = ServerState::loading(config);
@@ -43,9 +47,14 @@ pub fn run(config: &WorkerConfig) -> Result<(), CommandError> {
         };
         server.await?;
         engine.shutdown();
-        tokio::task::spawn_blocking(move || engine.join()).await.map_err(std::io::Error::other)?;
+        if tokio::time::timeout(LAST_STEP_TIME, engine.stopped()).await.is_err() {
+            tracing::warn!("the device is still at work; its step is given up");
+        }
         Ok(())
-    })
+    });
+    // Loading that is still under way must not hold up the exit.
+    runtime.shutdown_background();
+    served
 }
 
 /// Loads the model and hands it to the server.

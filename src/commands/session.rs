@@ -67,7 +67,7 @@ impl SamplingArgs {
             top_p: self.top_p,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
-            seed: self.seed.unwrap_or_else(crate::server::random::seed),
+            seed: self.seed.unwrap_or_else(crate::random::seed),
             ..Sampling::greedy()
         })
     }

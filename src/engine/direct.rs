@@ -27,9 +27,14 @@ const BLOCK_SIZE: usize = 16;
 /// One sequence on one device.
 pub struct DirectRun {
     backend: Box<dyn Backend>,
+    /// The smallest first; the last takes a whole chunk.
+    steps: Vec<Step>,
+    tables: Vec<Vec<u32>>,
+}
+
+struct Step {
     program: Program,
     plan: PlanId,
-    tables: Vec<Vec<u32>>,
     outputs: StepOutputs,
 }
 
@@ -56,23 +61,27 @@ impl DirectRun {
             element: options.element,
             groups: groups.iter().map(|group| group.layout(blocks, blocks)).collect(),
         })?;
-        let shape = StepShape { tokens: options.chunk, rows: options.rows, sequences: 1 };
-        let mut program = recorder.record(shape, StepHead::Logits)?;
-        if options.tapped {
-            program = program.tapped();
+        let whole = StepShape { tokens: options.chunk, rows: options.rows, sequences: 1 };
+        let single = StepShape { tokens: 1, rows: 1, sequences: 1 };
+        // A single token has its own plan, as it has in the engine, unless every value is wanted of one program.
+        let shapes = if options.tapped || whole == single { vec![whole] } else { vec![single, whole] };
+        let mut programs = vec![];
+        for shape in shapes {
+            let program = recorder.record(shape, StepHead::Logits)?;
+            programs.push(if options.tapped { program.tapped() } else { program });
         }
-        let plan = backend.compile(std::slice::from_ref(&program))?;
-        let missing =
-            || BackendError::Program { label: program.name().into(), reason: "no plan came back".into() };
-        let plan = plan.first().copied().ok_or_else(missing)?;
-        let tables = vec![(0..blocks as u32).collect(); groups.len()];
-        let outputs = StepOutputs::for_program(&program);
-        Ok(Self { backend, program, plan, tables, outputs })
+        let plans = backend.compile(&programs)?;
+        let step = |(program, plan): (Program, PlanId)| {
+            let outputs = StepOutputs::for_program(&program);
+            Step { program, plan, outputs }
+        };
+        let steps = programs.into_iter().zip(plans).map(step).collect();
+        Ok(Self { backend, steps, tables: vec![(0..blocks as u32).collect(); groups.len()] })
     }
 
-    /// The recorded step.
-    pub const fn program(&self) -> &Program {
-        &self.program
+    /// The recorded step of a whole chunk.
+    pub fn program(&self) -> &Program {
+        &self.steps[self.steps.len() - 1].program
     }
 
     /// The device.
@@ -106,9 +115,16 @@ impl DirectRun {
             sampling: &sampling,
             penalty_tokens: &[],
         };
-        self.backend.submit(self.plan, &inputs)?;
-        self.backend.wait(&mut self.outputs)?;
-        Ok(&self.outputs.values)
+        let fits = |step: &Step| {
+            let shape = step.program.shape();
+            tokens.len() <= shape.tokens && out_rows.len() <= shape.rows
+        };
+        // What fits nowhere is refused by the largest plan, by name.
+        let index = self.steps.iter().position(fits).unwrap_or(self.steps.len() - 1);
+        let step = &mut self.steps[index];
+        self.backend.submit(step.plan, &inputs)?;
+        self.backend.wait(&mut step.outputs)?;
+        Ok(&step.outputs.values)
     }
 
     /// Runs a whole prompt from position 0 in chunks and returns the last position's logits.
@@ -116,8 +132,8 @@ impl DirectRun {
     /// # Errors
     /// An empty prompt, or a device error.
     pub fn last_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, BackendError> {
-        let chunk = self.program.shape().tokens;
-        let logits = self.program.outputs().len() - 1;
+        let chunk = self.program().shape().tokens;
+        let logits = self.program().outputs().len() - 1;
         let mut start = 0;
         for part in tokens.chunks(chunk) {
             let last = start + part.len() == tokens.len();

@@ -16,6 +16,8 @@ mod qwen2;
 mod rope;
 mod weights;
 
+use std::path::PathBuf;
+
 use worker_orcd_core::{
     Backend, BackendError, KvElement, KvGroup, KvLayer, Program, ProgramBuilder, StepShape, WeightSpec,
 };
@@ -102,6 +104,24 @@ pub enum ModelError {
     /// The device.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// One of the above about what a file holds, with the file.
+    #[error("{}: {source}", file.display())]
+    InFile {
+        /// The file; of a split model, part 1.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: Box<ModelError>,
+    },
+}
+
+impl ModelError {
+    /// Names the file, unless the error does already or is not about what the file holds.
+    fn in_file(self, gguf: &Gguf) -> Self {
+        match self {
+            Self::Gguf(_) | Self::Context { .. } | Self::Backend(_) | Self::InFile { .. } => self,
+            other => Self::InFile { file: gguf.path().to_owned(), source: Box::new(other) },
+        }
+    }
 }
 
 /// Choices of whoever starts the worker.
@@ -194,6 +214,10 @@ impl Model {
     /// # Errors
     /// Whatever keeps the file from being a model we can run.
     pub fn new(gguf: &Gguf, options: ModelOptions) -> Result<Self, ModelError> {
+        Self::understand(gguf, options).map_err(|error| error.in_file(gguf))
+    }
+
+    fn understand(gguf: &Gguf, options: ModelOptions) -> Result<Self, ModelError> {
         let config = ModelConfig::from_gguf(gguf, options.parity)?;
         let context = options.context.unwrap_or(config.context_length.min(DEFAULT_CONTEXT));
         if context == 0 || context > config.context_length {
@@ -252,7 +276,7 @@ impl Model {
         let mut done = 0;
         for (index, entry) in self.weights.iter().enumerate() {
             if let (true, WeightSource::Stored { tensor, ranges }) = (entry.is_quantised(), &entry.source) {
-                self.check_content(gguf, *tensor, ranges)?;
+                self.check_content(gguf, *tensor, ranges).map_err(|error| error.in_file(gguf))?;
             }
             let id = entry.with_chunks(gguf, chunk_bytes, |chunks| backend.upload(&entry.spec, chunks))?;
             if id.0 as usize != index {

@@ -4,8 +4,8 @@ use axum::http::HeaderMap;
 
 use super::body::Fields;
 use super::error::ApiError;
-use super::random;
 use crate::engine::Sampling;
+use crate::random;
 use crate::text::{SpecialParsing, Tokenizer};
 
 /// Most characters (Unicode scalar values) of a prompt.

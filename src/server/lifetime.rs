@@ -14,12 +14,12 @@ use super::registry::StopCause;
 use super::state::ServerState;
 
 /// Time for told jobs to send their last event.
-const LAST_EVENT_TIME: Duration = Duration::from_millis(250);
+const LAST_EVENT_TIME: Duration = Duration::from_millis(200);
 /// Time for connections to write what they hold and close; one that does not read is cut off then.
-const CLOSE_TIME: Duration = Duration::from_millis(500);
+const CLOSE_TIME: Duration = Duration::from_millis(300);
 
 /// Serves until `signal` or `POST /shutdown`, then drains: requests are answered 503 while the running ones finish,
-/// and after the drain time what still runs is cancelled. Returns at most 0.75 s after the drain time.
+/// and after the drain time what still runs is cancelled. Returns at most half a second after the drain time.
 ///
 /// # Errors
 ///

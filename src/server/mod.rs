@@ -13,7 +13,6 @@ pub mod generation;
 pub mod health;
 pub mod lifetime;
 pub mod log;
-pub mod random;
 pub mod registry;
 pub mod sse;
 pub mod state;

@@ -22,9 +22,9 @@ fn model() -> FakeModel {
     FakeModel { windows: vec![None, Some(8)], context: 128 }
 }
 
-fn start(config: EngineConfig) -> (Server, Engine, Arc<Controls>) {
+fn start(config: &EngineConfig) -> (Server, Engine, Arc<Controls>) {
     let (backend, controls) = FakeBackend::for_model(&model());
-    let config = EngineConfig { block_size: 4, prefill_chunk: 16, ..config };
+    let config = EngineConfig { block_size: 4, prefill_chunk: 16, ..config.clone() };
     let engine = Engine::start(backend, &model(), config).unwrap();
     let server = Server::start_loading(&["--drain-timeout-sec", "1"]);
     let tokenizer = Arc::new(mock::byte_tokenizer());
@@ -60,7 +60,7 @@ fn wait_idle(engine: &Engine) {
 
 #[test]
 fn concurrent_requests_stream_what_each_would_alone() {
-    let (server, engine, _) = start(EngineConfig { max_batch: 4, ..EngineConfig::default() });
+    let (server, engine, _) = start(&EngineConfig { max_batch: 4, ..EngineConfig::default() });
     let streams: Vec<Reply> = (0..12).map(|n| execute(&server, &format!("r-{n}"), 20 + n)).collect();
     for (n, stream) in streams.into_iter().enumerate() {
         let events = stream.events();
@@ -74,7 +74,7 @@ fn concurrent_requests_stream_what_each_would_alone() {
 
 #[test]
 fn a_cancelled_or_abandoned_request_frees_its_cache() {
-    let (server, engine, controls) = start(EngineConfig::default());
+    let (server, engine, controls) = start(&EngineConfig::default());
     controls.step_delay_us.store(20_000, std::sync::atomic::Ordering::Relaxed);
     let mut cancelled = execute(&server, "cancelled", 100);
     let mut abandoned = execute(&server, "abandoned", 100);
@@ -91,7 +91,7 @@ fn a_cancelled_or_abandoned_request_frees_its_cache() {
 
 #[test]
 fn a_stuck_device_holds_up_nothing_but_tokens() {
-    let (server, engine, controls) = start(EngineConfig { max_queue: 1, ..EngineConfig::default() });
+    let (server, engine, controls) = start(&EngineConfig { max_queue: 1, ..EngineConfig::default() });
     controls.close();
     let running = execute(&server, "running", 5);
     wait_until(|| engine.stats().running == 1);
@@ -113,7 +113,7 @@ fn a_stuck_device_holds_up_nothing_but_tokens() {
 #[test]
 fn an_exhausted_cache_degrades_the_worker_until_it_serves_again() {
     let (server, _engine, _) =
-        start(EngineConfig { kv_budget: KvBudget::Blocks(10), ..EngineConfig::default() });
+        start(&EngineConfig { kv_budget: KvBudget::Blocks(10), ..EngineConfig::default() });
     let (_, error) = check_stream(&execute(&server, "grows", 90).events());
     assert_eq!((&error.data["code"], &error.data["retriable"]), (&json!("VRAM_OOM"), &json!(true)));
     let (status, health) = get(server.addr, "/health");
@@ -125,7 +125,7 @@ fn an_exhausted_cache_degrades_the_worker_until_it_serves_again() {
 
 #[test]
 fn a_failed_device_is_told_and_the_worker_unhealthy() {
-    let (server, _engine, controls) = start(EngineConfig::default());
+    let (server, _engine, controls) = start(&EngineConfig::default());
     controls.fail_next_step.store(true, std::sync::atomic::Ordering::Relaxed);
     let (_, error) = check_stream(&execute(&server, "unlucky", 5).events());
     assert_eq!(error.data["code"], "CUDA_ERROR");
@@ -139,7 +139,7 @@ fn a_failed_device_is_told_and_the_worker_unhealthy() {
 
 #[test]
 fn a_drain_under_load_ends_every_stream_and_the_engine() {
-    let (mut server, engine, controls) = start(EngineConfig { max_batch: 4, ..EngineConfig::default() });
+    let (mut server, engine, controls) = start(&EngineConfig { max_batch: 4, ..EngineConfig::default() });
     controls.step_delay_us.store(10_000, std::sync::atomic::Ordering::Relaxed);
     let readers: Vec<_> = (0..12)
         .map(|n| {

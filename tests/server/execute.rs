@@ -115,7 +115,7 @@ fn a_body_over_the_limit_is_413_whether_declared_or_chunked() {
     let mut chunked = format!("{head}transfer-encoding: chunked\r\n\r\n").into_bytes();
     for _ in 0..17 {
         chunked.extend_from_slice(b"10000\r\n");
-        chunked.extend_from_slice(&[b' '; 0x10000]);
+        chunked.extend_from_slice(" ".repeat(0x10000).as_bytes());
         chunked.extend_from_slice(b"\r\n");
     }
     for bytes in [declared.as_bytes(), &chunked] {

@@ -32,7 +32,7 @@ pub(crate) fn request(
 ) -> Reply {
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {addr}\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head.extend([name, ": ", value, "\r\n"]);
     }
     let mut bytes = (head + "\r\n").into_bytes();
     bytes.extend_from_slice(body);

@@ -1,13 +1,15 @@
 //! Opens test models on backends: small files made by other engines' tools, our own golden files, the demo model.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use worker_orcd::config::BackendChoice;
 use worker_orcd::device;
 use worker_orcd::engine::direct::{DirectOptions, DirectRun};
 use worker_orcd::gguf::Gguf;
 use worker_orcd::model::{Model, ModelOptions};
-use worker_orcd_core::{Backend, KvElement};
+use worker_orcd_core::{Backend, BackendError, KvElement};
+use worker_orcd_wgpu::{AdapterChoice, WgpuBackend, WgpuOptions};
 
 /// The repository's root.
 pub fn root() -> &'static Path {
@@ -57,9 +59,29 @@ pub fn direct_options(context: usize, chunk: usize, element: KvElement) -> Direc
     DirectOptions { context, chunk, rows: chunk, element, tapped: false }
 }
 
+/// The adapter every test of this process shares, so that each shader is compiled once.
+static ADAPTER: Mutex<Option<WgpuBackend>> = Mutex::new(None);
+
+fn open(choice: BackendChoice) -> Result<Box<dyn Backend>, BackendError> {
+    if choice != BackendChoice::Wgpu {
+        return device::open(choice, 0);
+    }
+    let mut shared = ADAPTER.lock().unwrap();
+    let backend = match &*shared {
+        Some(backend) => backend.sibling(),
+        None => {
+            let backend = WgpuBackend::open(&AdapterChoice::Preferred, &WgpuOptions::default())?;
+            let first = backend.sibling();
+            *shared = Some(backend);
+            first
+        }
+    };
+    Ok(Box::new(backend))
+}
+
 /// A device, or `None` with a loud line where the operator said that there is none.
 pub fn open_device(choice: BackendChoice) -> Option<Box<dyn Backend>> {
-    match device::open(choice, 0) {
+    match open(choice) {
         Ok(backend) => Some(backend),
         Err(error) if std::env::var_os("WORKER_ORCD_ALLOW_NO_GPU").is_some() => {
             eprintln!("SKIPPED: no {} device: {error}", choice.name());
@@ -72,7 +94,7 @@ pub fn open_device(choice: BackendChoice) -> Option<Box<dyn Backend>> {
 /// The backends every machine of ours tests on: the interpreter, and wgpu on whatever adapter there is; CUDA too when
 /// `WORKER_ORCD_TEST_CUDA` asks for it.
 pub fn backends() -> Vec<BackendChoice> {
-    let mut choices = vec![BackendChoice::Reference];
+    let mut choices = vec![BackendChoice::Reference, BackendChoice::Wgpu];
     if std::env::var_os("WORKER_ORCD_TEST_CUDA").is_some() {
         choices.push(BackendChoice::Cuda);
     }

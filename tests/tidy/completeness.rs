@@ -1,5 +1,6 @@
 //! Nothing is missing: every operation has all its parts, shaders are checked offline, the README's tables are true.
 
+use worker_orcd_core::conformance::cases;
 use worker_orcd_core::{DType, Op};
 
 use crate::source::{Source, Violation, words};
@@ -7,16 +8,21 @@ use crate::source::{Source, Violation, words};
 const README: &str = "README.md";
 /// Sections of the README that a rule reads.
 const OPERATIONS: &str = "## Operations";
+const FLAGS: &str = "## Flags";
 const REQUIREMENTS: &str = "## Requirements and their tests";
 /// Words that together say that every shader is validated and translated; looked for in one test file.
 const SHADER_TEST: [&str; 4] = ["Validator", "spv", "msl", "hlsl"];
+/// Backends with the folder and ending of their kernels: one that is in the tree has a file for every operation.
+const KERNELS: [(&str, &str, &str); 2] =
+    [("backends/wgpu", "shaders", "wgsl"), ("backends/cuda", "cuda", "cu")];
 const SHADER_TEST_HOMES: [&str; 2] = ["backends/wgpu/", "tests/"];
 
-pub fn check(sources: &[Source]) -> Vec<Violation> {
+pub(crate) fn check(sources: &[Source]) -> Vec<Violation> {
     let mut found = vec![];
     operations(sources, &mut found);
     shader_test(sources, &mut found);
     requirements(sources, &mut found);
+    flags(sources, &mut found);
     found
 }
 
@@ -25,15 +31,13 @@ fn absent(path: &str, rule: &'static str, detail: impl Into<String>) -> Violatio
 }
 
 fn operations(sources: &[Source], found: &mut Vec<Violation>) {
-    let cases: Vec<Case> = vec![];
-    struct Case {
-        name: String,
-    }
+    let cases = cases().expect("the conformance table is well-formed");
     let has = |path: &str| sources.iter().any(|source| source.path == path);
     let readme = section(sources, OPERATIONS);
     for stem in Op::STEMS {
-        for path in [format!("shaders/{stem}.wgsl"), format!("cuda/{stem}.cu")] {
-            if !has(&path) {
+        for (backend, folder, ending) in KERNELS {
+            let path = format!("{folder}/{stem}.{ending}");
+            if has(&format!("{backend}/Cargo.toml")) && !has(&path) {
                 found.push(absent(&path, "operation without a part", format!("{stem} has no such file")));
             }
         }
@@ -61,6 +65,19 @@ fn operations(sources: &[Source], found: &mut Vec<Violation>) {
         let path = format!("shaders/quant/{}.wgsl", dtype.name().to_ascii_lowercase());
         if !has(&path) {
             found.push(absent(&path, "format without a part", format!("{} has no such file", dtype.name())));
+        }
+    }
+}
+
+/// Every flag of the server, known by its environment variable, has a line.
+fn flags(sources: &[Source], found: &mut Vec<Violation>) {
+    let table = section(sources, FLAGS);
+    for source in sources.iter().filter(|source| source.path == "src/config.rs") {
+        for rest in source.live.split("env = \"WORKER_ORCD_").skip(1) {
+            let name = rest.split('"').next().unwrap_or_default().to_ascii_lowercase().replace('_', "-");
+            if !table.iter().any(|(_, line)| line.starts_with(&format!("| `--{name}` |"))) {
+                found.push(absent(README, "undocumented flag", format!("--{name} is not in {FLAGS:?}")));
+            }
         }
     }
 }

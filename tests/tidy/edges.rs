@@ -3,14 +3,15 @@
 use crate::source::{Source, Violation, closing, is_test_path, line_of, words};
 
 /// Modules of `src/`, and the other modules of `src/` each may name. `commands` and `main.rs` may name all.
-const MODULES: [(&str, &[&str]); 7] = [
+const MODULES: [(&str, &[&str]); 8] = [
     ("gguf", &[]),
     ("model", &["gguf"]),
     ("text", &["gguf"]),
     ("engine", &["model", "gguf"]),
-    ("server", &["text", "engine", "model", "gguf", "config"]),
+    ("server", &["text", "engine", "model", "gguf", "config", "random"]),
     ("device", &["config"]),
-    ("config", &[]),
+    ("config", &["random"]),
+    ("random", &[]),
 ];
 
 /// Crates that belong to one place, and where that is.
@@ -36,7 +37,7 @@ const MANIFESTS: [(&str, &[&str]); 3] = [
     ("backends/wgpu/Cargo.toml", &["worker-orcd-core"]),
 ];
 
-pub fn check(source: &Source) -> Vec<Violation> {
+pub(crate) fn check(source: &Source) -> Vec<Violation> {
     let mut found = vec![];
     if source.is(".rs") && !is_test_path(&source.path) {
         modules(source, &mut found);

@@ -17,7 +17,7 @@ const BANNED: [&str; 9] = ["util", "utils", "helper", "helpers", "manager", "mis
 /// A folder that may carry a banned name.
 const NAMED_ALL_THE_SAME: &str = "cuda/common/";
 /// Words that need another beside them.
-const ALONE: [&str; 4] = ["context", "data", "info", "new"];
+const ALONE: [&str; 2] = ["context", "new"];
 /// What introduces a name.
 const ITEMS: [&str; 8] = ["fn", "struct", "enum", "trait", "mod", "const", "static", "type"];
 
@@ -58,7 +58,7 @@ const UNWELCOME: [(&str, &str); 17] = [
     (concat!("proof ", "bundle"), "a concept this software does not have"),
 ];
 
-pub fn check(source: &Source) -> Vec<Violation> {
+pub(crate) fn check(source: &Source) -> Vec<Violation> {
     let mut found = vec![];
     marks(source, &mut found);
     unwelcome(source, &mut found);
@@ -112,7 +112,7 @@ fn item_names(source: &Source, found: &mut Vec<Violation>) {
     let mut before = "";
     for (at, word) in words(&source.code) {
         let item = ITEMS.contains(&before);
-        let constructor = before == "fn" && matches!(word, "new" | "context" | "data" | "info");
+        let constructor = before == "fn" && matches!(word, "new" | "context");
         let private_function = before == "fn" && !is_public(&source.code, at);
         if item
             && !constructor

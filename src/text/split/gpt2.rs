@@ -1,4 +1,4 @@
-//! GPT-2's pattern.
+//! GPT-2's pattern: how its text is cut before pieces are merged.
 
 use super::super::unicode::{LETTER, NUMBER};
 use super::{Place, Scanner};

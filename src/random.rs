@@ -8,12 +8,12 @@ fn bits() -> u64 {
 }
 
 /// A seed for a request that brought none. It has 53 bits, so that it survives every JSON reader.
-pub fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     bits() >> 11
 }
 
 /// A random (version 4) UUID in its text form.
-pub fn uuid() -> String {
+pub(crate) fn uuid() -> String {
     let (high, low) = (bits(), bits());
     let version = high & 0xffff_ffff_ffff_0fff | 0x4000;
     let variant = low & 0x3fff_ffff_ffff_ffff | 0x8000_0000_0000_0000;

@@ -1,0 +1,93 @@
+//! Time per node: timestamps around each node's own pass where the device has them, else a clock around its own
+//! submission. Its query buffers are made for the call; serving never profiles.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use wgpu::BufferUsages as Use;
+use worker_orcd_core::{BackendError, PlanProfile, ProfileEntry};
+
+use crate::gpu::{Gpu, Purpose};
+use crate::plan::{Command, Plan, encode, execution};
+
+/// Most queries a set may hold: two per node.
+const MAX_QUERIES: usize = wgpu::QUERY_SET_MAX_QUERIES as usize;
+
+/// Runs the nodes of `plan` behind what `encoder` already holds, each timed by itself.
+pub(crate) fn run(
+    gpu: &Gpu,
+    plan: &Plan,
+    encoder: wgpu::CommandEncoder,
+) -> Result<PlanProfile, BackendError> {
+    let nodes = plan.program.nodes();
+    let times = if gpu.timestamps && nodes.len() * 2 <= MAX_QUERIES && !nodes.is_empty() {
+        by_timestamps(gpu, plan, encoder)?
+    } else {
+        by_clock(gpu, plan, encoder)?
+    };
+    let entries = nodes.iter().zip(times);
+    let entries = entries.map(|(node, time_us)| ProfileEntry { label: node.label.clone(), time_us });
+    Ok(PlanProfile { entries: entries.collect() })
+}
+
+fn of_node(plan: &Plan, node: usize) -> impl Iterator<Item = &Command> {
+    plan.commands.iter().filter(move |command| command.node == node)
+}
+
+fn by_clock(gpu: &Gpu, plan: &Plan, encoder: wgpu::CommandEncoder) -> Result<Vec<f64>, BackendError> {
+    gpu.queue.submit([encoder.finish()]);
+    gpu.wait_idle("profile")?;
+    let mut times = vec![];
+    for node in 0..plan.program.nodes().len() {
+        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encode(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()), of_node(plan, node));
+        let start = Instant::now();
+        gpu.queue.submit([encoder.finish()]);
+        gpu.wait_idle("profile")?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(times)
+}
+
+fn by_timestamps(
+    gpu: &Gpu,
+    plan: &Plan,
+    mut encoder: wgpu::CommandEncoder,
+) -> Result<Vec<f64>, BackendError> {
+    let nodes = plan.program.nodes().len();
+    let count = nodes as u32 * 2;
+    let bytes = u64::from(count) * 8;
+    let queries = gpu.labelled("profile", || {
+        gpu.device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: Some("profile"),
+            ty: wgpu::QueryType::Timestamp,
+            count,
+        })
+    })?;
+    let resolved = gpu.buffer(Purpose::Workspace, "profile", bytes, Use::QUERY_RESOLVE | Use::COPY_SRC)?;
+    let readback = gpu.buffer(Purpose::Workspace, "profile", bytes, Use::MAP_READ | Use::COPY_DST)?;
+    for node in 0..nodes {
+        let first = node as u32 * 2;
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: None,
+            timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                query_set: &queries,
+                beginning_of_pass_write_index: Some(first),
+                end_of_pass_write_index: Some(first + 1),
+            }),
+        });
+        encode(&mut pass, of_node(plan, node));
+    }
+    encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
+    encoder.copy_buffer_to_buffer(&resolved, 0, &readback, 0, bytes);
+    gpu.queue.submit([encoder.finish()]);
+    let readable = Gpu::map(&readback, wgpu::MapMode::Read);
+    gpu.wait_idle("profile")?;
+    if !readable.load(Ordering::Acquire) {
+        return Err(execution("profile", "the timestamps could not be mapped".into()));
+    }
+    let view = readback.get_mapped_range(..).map_err(|error| execution("profile", error.to_string()))?;
+    let stamps: Vec<u64> = view.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
+    let period_ns = f64::from(gpu.queue.get_timestamp_period());
+    Ok(stamps.chunks_exact(2).map(|pair| pair[1].wrapping_sub(pair[0]) as f64 * period_ns / 1e3).collect())
+}

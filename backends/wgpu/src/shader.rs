@@ -1,0 +1,220 @@
+//! The WGSL sources, how they are composed, and the cache of pipelines made of them.
+//!
+//! A shader is the plain concatenation of its parts; what varies inside is an `override` constant. The same parts,
+//! entry point and constants give the same pipeline, which every plan shares.
+
+use std::collections::HashMap;
+
+use worker_orcd_core::{BackendError, DType};
+
+use crate::adapter::WgpuOptions;
+use crate::gpu::Gpu;
+
+macro_rules! part {
+    ($name:literal) => {
+        ($name, include_str!(concat!("../../../shaders/", $name, ".wgsl")))
+    };
+}
+
+/// Every part: name (path under `shaders/` without the suffix) and source text.
+pub const PARTS: [(&str, &str); 35] = [
+    part!("prelude"),
+    part!("dot"),
+    part!("rows_vec4"),
+    part!("rows_ragged"),
+    part!("quant/unit"),
+    part!("quant/f32"),
+    part!("quant/f16"),
+    part!("quant/bf16"),
+    part!("quant/q4_0"),
+    part!("quant/q4_1"),
+    part!("quant/q5_0"),
+    part!("quant/q5_1"),
+    part!("quant/q8_0"),
+    part!("quant/q2_k"),
+    part!("quant/q3_k"),
+    part!("quant/q4_k"),
+    part!("quant/q5_k"),
+    part!("quant/q6_k"),
+    part!("quant/mxfp4"),
+    part!("embed"),
+    part!("position_embed"),
+    part!("rms_norm"),
+    part!("layer_norm"),
+    part!("linear"),
+    part!("add"),
+    part!("rope"),
+    part!("kv_write"),
+    part!("attention"),
+    part!("swiglu"),
+    part!("gelu"),
+    part!("router"),
+    part!("moe_linear"),
+    part!("moe_combine"),
+    part!("gather_rows"),
+    part!("sample"),
+];
+
+/// The part that decodes a storage format.
+pub const fn reader(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "quant/f32",
+        DType::F16 => "quant/f16",
+        DType::BF16 => "quant/bf16",
+        DType::Q4_0 => "quant/q4_0",
+        DType::Q4_1 => "quant/q4_1",
+        DType::Q5_0 => "quant/q5_0",
+        DType::Q5_1 => "quant/q5_1",
+        DType::Q8_0 => "quant/q8_0",
+        DType::Q2_K => "quant/q2_k",
+        DType::Q3_K => "quant/q3_k",
+        DType::Q4_K => "quant/q4_k",
+        DType::Q5_K => "quant/q5_k",
+        DType::Q6_K => "quant/q6_k",
+        DType::MXFP4 => "quant/mxfp4",
+    }
+}
+
+/// The parts of an operation's shader, in order.
+///
+/// `weight` is the format of the matrix the operation reads, if it reads one; `vec4_rows` says whether the rows of x are
+/// a multiple of four wide.
+pub fn parts(stem: &'static str, weight: Option<DType>, vec4_rows: bool) -> Vec<&'static str> {
+    let mut parts = vec!["prelude"];
+    if let Some(dtype) = weight {
+        parts.extend(["quant/unit", reader(dtype)]);
+        if matches!(stem, "linear" | "moe_linear") {
+            parts.extend([if vec4_rows { "rows_vec4" } else { "rows_ragged" }, "dot"]);
+        }
+    }
+    parts.push(stem);
+    parts
+}
+
+/// The source text of `parts`, joined; `overrides` replace parts by name.
+pub fn compose(parts: &[&str], overrides: &[(String, String)]) -> String {
+    let mut source = String::new();
+    for part in parts {
+        let replaced = overrides.iter().find(|(name, _)| name == part).map(|(_, text)| text.as_str());
+        let ours = PARTS.iter().find(|(name, _)| name == part).map(|(_, text)| *text);
+        source.push_str(replaced.or(ours).unwrap_or_default());
+        source.push('\n');
+    }
+    source
+}
+
+/// What makes a pipeline.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Kernel {
+    pub(crate) parts: Vec<&'static str>,
+    pub(crate) entry: &'static str,
+    /// Values of `override` constants.
+    pub(crate) constants: Vec<(&'static str, u32)>,
+}
+
+impl Kernel {
+    fn key(&self, bindings: &[bool]) -> String {
+        format!("{:?} {} {:?} {bindings:?}", self.parts, self.entry, self.constants)
+    }
+
+    fn label(&self) -> String {
+        format!("{}:{}", self.parts.last().unwrap_or(&"empty"), self.entry)
+    }
+}
+
+/// A compiled shader and the layout of its bindings.
+#[derive(Clone, Debug)]
+pub(crate) struct Pipeline {
+    pub(crate) pipeline: wgpu::ComputePipeline,
+    pub(crate) layout: wgpu::BindGroupLayout,
+}
+
+/// Modules by their parts, pipelines by everything that makes them.
+#[derive(Debug, Default)]
+pub(crate) struct ShaderCache {
+    overrides: Vec<(String, String)>,
+    modules: HashMap<String, wgpu::ShaderModule>,
+    pipelines: HashMap<String, Pipeline>,
+}
+
+impl ShaderCache {
+    pub(crate) fn new(options: &WgpuOptions) -> Self {
+        Self { overrides: options.shader_overrides.clone(), ..Self::default() }
+    }
+
+    /// The pipeline of a kernel whose storage bindings from 2 on are writable or not.
+    pub(crate) fn pipeline(
+        &mut self,
+        gpu: &Gpu,
+        kernel: &Kernel,
+        writable: &[bool],
+    ) -> Result<Pipeline, BackendError> {
+        let key = kernel.key(writable);
+        if let Some(pipeline) = self.pipelines.get(&key) {
+            return Ok(pipeline.clone());
+        }
+        let label = kernel.label();
+        let module = self.module(gpu, kernel)?;
+        let pipeline = gpu.labelled(&label, || build(gpu, kernel, &label, &module, writable))?;
+        self.pipelines.insert(key, pipeline.clone());
+        Ok(pipeline)
+    }
+
+    fn module(&mut self, gpu: &Gpu, kernel: &Kernel) -> Result<wgpu::ShaderModule, BackendError> {
+        let key = kernel.parts.join("+");
+        if let Some(module) = self.modules.get(&key) {
+            return Ok(module.clone());
+        }
+        let source = wgpu::ShaderSource::Wgsl(compose(&kernel.parts, &self.overrides).into());
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&key), source };
+        let module = gpu.labelled(&kernel.label(), || gpu.device.create_shader_module(descriptor))?;
+        self.modules.insert(key, module.clone());
+        Ok(module)
+    }
+}
+
+fn entry(binding: u32, ty: wgpu::BufferBindingType) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+        count: None,
+    }
+}
+
+fn build(
+    gpu: &Gpu,
+    kernel: &Kernel,
+    label: &str,
+    module: &wgpu::ShaderModule,
+    writable: &[bool],
+) -> Pipeline {
+    let storage = |read_only| wgpu::BufferBindingType::Storage { read_only };
+    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform), entry(1, storage(true))];
+    for (index, &writable) in writable.iter().enumerate() {
+        entries.push(entry(index as u32 + 2, storage(!writable)));
+    }
+    let layout = gpu
+        .device
+        .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(label), entries: &entries });
+    let pipeline_layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(label),
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: 0,
+    });
+    let constants: Vec<(&str, f64)> =
+        kernel.constants.iter().map(|&(name, value)| (name, f64::from(value))).collect();
+    let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(label),
+        layout: Some(&pipeline_layout),
+        module,
+        entry_point: Some(kernel.entry),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            constants: &constants,
+            // Every shader writes its workgroup memory before it reads it.
+            zero_initialize_workgroup_memory: false,
+        },
+        cache: None,
+    });
+    Pipeline { pipeline, layout }
+}

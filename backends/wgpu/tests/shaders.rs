@@ -1,0 +1,123 @@
+//! Every shader, for every storage format it can be composed with, is valid and translates to what each API runs.
+//! Needs no device.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops by panicking and says what it skips"
+)]
+
+use std::collections::HashMap;
+
+use naga::back::{PipelineConstants, hlsl, msl, spv};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use worker_orcd_core::{DType, Op};
+use worker_orcd_wgpu::shader::{PARTS, compose, parts};
+
+/// Entry point and override constants a composed shader is used with.
+type Variant = (&'static str, &'static [(&'static str, f64)]);
+
+fn variants(stem: &str) -> &'static [Variant] {
+    match stem {
+        "linear" => {
+            &[("main", &[("TOKENS", 1.0)]), ("main", &[("TOKENS", 4.0)]), ("main", &[("TOKENS", 8.0)])]
+        }
+        "moe_linear" => &[("main", &[("TOKENS", 1.0)]), ("grouped", &[("TOKENS", 8.0)])],
+        "attention" => &[("main", &[("HEAD_DIM", 64.0)]), ("main", &[("HEAD_DIM", 511.0)])],
+        _ => &[("main", &[])],
+    }
+}
+
+/// Every way an operation's shader is composed.
+fn compositions(stem: &'static str) -> Vec<Vec<&'static str>> {
+    match stem {
+        "embed" | "position_embed" => {
+            DType::ALL.into_iter().map(|dtype| parts(stem, Some(dtype), false)).collect()
+        }
+        "linear" | "moe_linear" => DType::ALL
+            .into_iter()
+            .flat_map(|dtype| [true, false].map(|vec4| parts(stem, Some(dtype), vec4)))
+            .collect(),
+        _ => vec![parts(stem, None, false)],
+    }
+}
+
+#[test]
+fn every_shader_is_valid_and_translates() {
+    for stem in Op::STEMS {
+        for parts in compositions(stem) {
+            let name = parts.join("+");
+            let source = compose(&parts, &[]);
+            let module = naga::front::wgsl::parse_str(&source)
+                .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(&source)));
+            let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+                .validate(&module)
+                .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(&source)));
+            for (entry, constants) in variants(stem) {
+                translate(&name, &module, &info, entry, constants);
+            }
+        }
+    }
+}
+
+fn translate(
+    name: &str,
+    module: &naga::Module,
+    info: &naga::valid::ModuleInfo,
+    entry: &str,
+    constants: &[(&str, f64)],
+) {
+    let point = (naga::ShaderStage::Compute, entry.to_owned());
+    let constants: PipelineConstants = constants
+        .iter()
+        .map(|&(name, value)| (name.to_owned(), value))
+        .collect::<HashMap<_, _>>()
+        .into_iter()
+        .collect();
+    let (module, info) = naga::back::pipeline_constants::process_overrides(
+        module,
+        info,
+        Some((naga::ShaderStage::Compute, entry)),
+        &constants,
+    )
+    .unwrap_or_else(|error| panic!("{name} {entry}: overrides: {error}"));
+    let pipeline = spv::PipelineOptions { shader_stage: point.0, entry_point: point.1.clone() };
+    let words = spv::write_vec(&module, &info, &spv::Options::default(), Some(&pipeline))
+        .unwrap_or_else(|error| panic!("{name} {entry}: SPIR-V: {error}"));
+    assert!(!words.is_empty());
+    let options =
+        msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..msl::Options::default() };
+    let pipeline =
+        msl::PipelineOptions { entry_point: Some(point.clone()), ..msl::PipelineOptions::default() };
+    let (text, _) = msl::write_string(&module, &info, &options, &pipeline)
+        .unwrap_or_else(|error| panic!("{name} {entry}: MSL: {error}"));
+    assert!(text.contains("kernel"), "{name}: no kernel in the MSL");
+    let mut text = String::new();
+    let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..hlsl::Options::default() };
+    let pipeline = hlsl::PipelineOptions { entry_point: Some(point) };
+    hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(&module, &info, None)
+        .unwrap_or_else(|error| panic!("{name} {entry}: HLSL: {error}"));
+    assert!(text.contains("numthreads"), "{name}: no kernel in the HLSL");
+}
+
+#[test]
+fn every_operation_and_format_has_its_file_and_every_file_is_used() {
+    let mut used: Vec<&str> = Op::STEMS.iter().flat_map(|stem| compositions(stem)).flatten().collect();
+    used.sort_unstable();
+    used.dedup();
+    let mut files: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
+    files.sort_unstable();
+    assert_eq!(used, files);
+    for (name, text) in PARTS {
+        let first = text.lines().next().unwrap_or_default();
+        assert!(first.starts_with(&format!("// {name}: ")), "{name} opens with its name and formula");
+    }
+}
+
+#[test]
+fn an_override_replaces_one_part() {
+    let source = compose(&["prelude", "add"], &[("add".into(), "// nothing".into())]);
+    assert!(source.contains("fn workgroup_sum"));
+    assert!(source.ends_with("// nothing\n"));
+}
