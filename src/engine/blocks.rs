@@ -186,7 +186,9 @@ impl CacheBlocks {
             for key in &prefix[table.passed..] {
                 let block = group.pool.find(key);
                 debug_assert!(block.is_some(), "a block of the prefix is gone");
-                block.into_iter().for_each(|block| group.pool.retain(block));
+                if let Some(block) = block {
+                    group.pool.retain(block);
+                }
                 // A hole would be refused by the device, not read.
                 table.entries.push(block.unwrap_or(NO_BLOCK));
             }

@@ -55,7 +55,7 @@ fn distributions_count_what_happened() {
     assert_eq!(counts(&figures.inter_token_latency), 4 * 4);
     assert_eq!((counts(&figures.decode_time), counts(&figures.request_time)), (4, 4));
     assert_eq!((counts(&figures.step_duration), counts(&figures.batch_size)), (stats.steps, stats.steps));
-    assert_eq!(figures.batch_size.sum, 4.0 * 5.0, "every token is one sequence of one step");
+    assert_eq!(figures.batch_size.sum as usize, 4 * 5, "every token is one sequence of one step");
     let parts = figures.queue_time.sum + figures.prefill_time.sum + figures.decode_time.sum;
     // Sums of the same clock readings, added in another order.
     assert!((figures.request_time.sum - parts).abs() < 1e-9);
