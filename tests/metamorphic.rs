@@ -1,5 +1,5 @@
 //! What a sequence says does not depend on how it was computed: alone or in a batch, whole or in chunks, uninterrupted
-//! or preempted and computed again. Bitwise, on every backend, through the real engine and a model of every part.
+//! or preempted and computed again, from its first token or behind a cached prefix. Bitwise, on every backend, through the real engine and a model of every part.
 
 #![allow(
     clippy::expect_used,
@@ -43,6 +43,7 @@ fn job(index: usize) -> Job {
         stop_ids: vec![],
         sampling,
         deadline: None,
+        cache_salt: None,
     }
 }
 
@@ -77,7 +78,7 @@ fn together(engine: &Engine) -> Vec<Said> {
 }
 
 #[test]
-fn batches_chunks_and_preemption_change_no_bit_on_any_backend() {
+fn batches_chunks_preemption_and_cached_prefixes_change_no_bit_on_any_backend() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     forge("tiny-gpt-oss", 3, &path).unwrap();
@@ -92,6 +93,11 @@ fn batches_chunks_and_preemption_change_no_bit_on_any_backend() {
         assert_eq!(alone, together(&engine(&test, choice, config())), "{name}: a batch changes bits");
         let chunked = EngineConfig { prefill_chunk: 7, ..config() };
         assert_eq!(alone, together(&engine(&test, choice, chunked)), "{name}: chunks change bits");
+        let cached = engine(&test, choice, EngineConfig { block_size: 4, ..config() });
+        assert_eq!(alone, together(&cached), "{name}: small blocks change bits");
+        assert_eq!(alone, together(&cached), "{name}: a cached prefix changes bits");
+        // All but what follows the last full block: 4 of 5, 36 of 37, 0 of 1, 16 of 18.
+        assert_eq!(cached.stats().prefix_cache_hits, 56, "{name}");
         // Room for the longest sequence and a little: the others are thrown out and computed again.
         let tight = EngineConfig { kv_budget: KvBudget::Blocks(12), block_size: 4, ..config() };
         let tight = engine(&test, choice, tight);

@@ -4,13 +4,16 @@
 //! of the others, oldest first, until the token budget is spent. When blocks run out, the youngest sequence gives all
 //! of its own back and goes to the head of the queue; it is computed again later, from its tokens, with the same
 //! result. A sequence fails for lack of blocks only when it does not even fit alone.
+//!
+//! Whatever a sequence gives back stays in the cache until its place is needed, and a sequence that comes in begins
+//! behind the longest prefix still there.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::blocks::CacheBlocks;
+use super::blocks::{CacheBlocks, SequenceBlocks};
 use super::job::EngineError;
-use super::sequence::Sequence;
+use super::sequence::{Admission, Sequence};
 
 /// Tokens of one running sequence in a step: the next `count` of those not cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +35,10 @@ pub(super) struct Scheduler {
     pub(super) step: Vec<Slice>,
     /// Preemptions so far.
     pub(super) preemptions: u64,
-    /// First admissions since somebody took the count.
-    pub(super) admissions: usize,
+    /// First admissions since somebody took note of them.
+    pub(super) admissions: Vec<Admission>,
+    /// Releases seen when the head of the queue was last found too large; it is not measured again before the next.
+    refused_at: Option<u64>,
     max_batch: usize,
     token_budget: usize,
 }
@@ -47,7 +52,8 @@ impl Scheduler {
             blocks,
             step: Vec::with_capacity(max_batch),
             preemptions: 0,
-            admissions: 0,
+            admissions: Vec::with_capacity(max_batch),
+            refused_at: None,
             max_batch,
             token_budget: token_budget.max(max_batch),
         }
@@ -125,16 +131,27 @@ impl Scheduler {
                 // Swept out before the next step; nobody overtakes it for that long.
                 return;
             }
+            if !self.running.is_empty() && self.refused_at == Some(self.blocks.releases()) {
+                return;
+            }
             let running = self.running.iter().map(|sequence| (&sequence.blocks, sequence.tokens.len()));
             let alone = self.running.is_empty();
-            if !alone && !self.blocks.can_hold_beside(tokens + 1, &running) {
+            let prefix = self.blocks.longest_prefix(sequence.reusable());
+            if !alone && !self.blocks.can_hold_beside(tokens + 1, prefix, &running) {
+                self.refused_at = Some(self.blocks.releases());
                 return;
             }
+            let mut blocks = SequenceBlocks::default();
+            self.blocks.make_tables(&mut blocks, sequence.max_length());
+            let cached = self.blocks.attach(&mut blocks, prefix);
+            (sequence.cached, sequence.blocks) = (cached, blocks);
             let count = sequence.remaining().min(budget);
             if !self.blocks.reserve(&mut sequence.blocks, sequence.cached, count) {
+                self.blocks.release(&mut sequence.blocks);
+                sequence.cached = 0;
                 return;
             }
-            self.admissions += usize::from(sequence.admit(now));
+            self.admissions.extend(sequence.admit(now));
             budget -= count;
             self.step.push(Slice { running: self.running.len(), count });
             self.running.extend(self.waiting.pop_front());
@@ -150,11 +167,17 @@ impl Scheduler {
         self.step.iter().filter(decodes).count()
     }
 
-    /// Counts the step's tokens as cached.
+    /// Counts the step's tokens as cached, and lets others find the blocks that are full now.
     pub(super) fn complete_step(&mut self) {
+        let block_size = self.blocks.block_size();
         for slice in &self.step {
-            if let Some(sequence) = self.running.get_mut(slice.running) {
-                sequence.cached += slice.count;
+            let Some(sequence) = self.running.get_mut(slice.running) else { continue };
+            let from = sequence.cached / block_size;
+            sequence.cached += slice.count;
+            if sequence.cached / block_size > from {
+                let blocks = std::mem::take(&mut sequence.blocks);
+                self.blocks.name(&blocks, from, sequence.filled());
+                sequence.blocks = blocks;
             }
         }
     }
@@ -223,6 +246,7 @@ mod tests {
                 stop_ids: vec![],
                 sampling: Sampling::greedy(),
                 deadline: None,
+                cache_salt: None,
             };
             let (events, listener) = mpsc::channel(Sequence::events_needed(&job, 256));
             self.listeners.push(listener);
@@ -326,5 +350,45 @@ mod tests {
         assert_eq!(bench.outcome("1"), Some(false), "it outgrows the cache");
         assert_eq!(bench.outcome("2"), Some(true));
         assert_eq!(bench.scheduler.blocks.used_blocks(), 0);
+    }
+
+    #[test]
+    fn no_stream_waits_for_a_prompt_and_nobody_overtakes() {
+        for (num_blocks, max_batch, token_budget) in [(200, 4, 4), (200, 4, 9), (60, 5, 16), (45, 3, 64)] {
+            let mut bench = Bench::with(num_blocks, max_batch, token_budget);
+            let mut first_seen: Vec<String> = vec![];
+            let mut steps = 0;
+            while steps < 40 || !bench.scheduler.is_idle() {
+                if steps < 40 {
+                    bench.submit(1 + steps * 37 % 90, 1 + steps * 13 % 40);
+                }
+                let ready = |sequence: &&Sequence| sequence.remaining() == 1 && sequence.generated() > 0;
+                let streams: Vec<String> = bench
+                    .scheduler
+                    .running
+                    .iter()
+                    .filter(ready)
+                    .map(|sequence| sequence.id.clone())
+                    .collect();
+                let step = bench.step();
+                let preempted =
+                    |id: &String| bench.scheduler.waiting.iter().any(|sequence| sequence.id == *id);
+                for id in streams {
+                    assert!(step.contains(&(id.clone(), 1)) || preempted(&id), "{id} waits in step {steps}");
+                }
+                let tokens: usize = step.iter().map(|&(_, count)| count).sum();
+                assert!((1..=token_budget).contains(&tokens), "{tokens} tokens in a step");
+                for (id, _) in step {
+                    if !first_seen.contains(&id) {
+                        first_seen.push(id);
+                    }
+                }
+                steps += 1;
+                assert!(steps < 10_000, "no progress");
+            }
+            let arrival: Vec<String> = (0..40).map(|id| id.to_string()).collect();
+            assert_eq!(first_seen, arrival);
+            assert!(bench.ended.iter().all(|sequence| sequence.outcome().is_some_and(Result::is_ok)));
+        }
     }
 }

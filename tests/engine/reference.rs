@@ -328,3 +328,43 @@ fn preempted_is_by_hand() {
     let preemptions = check(EngineConfig { kv_budget: KvBudget::Blocks(9), ..config() });
     assert!(preemptions >= 1, "the cache was not tight");
 }
+
+/// Prompts that branch off one stem, at block edges and beside them.
+fn branches() -> Vec<Job> {
+    let make = |(index, shared): (usize, usize)| {
+        let mut ids = prompt(shared, 0);
+        ids.extend(prompt(1 + index % 3 * 4, 40 + index));
+        let sampling = Sampling {
+            temperature: [0.0, 0.9][index % 2],
+            logprobs: [Some(VOCAB), None][index / 2 % 2],
+            seed: 77 + index as u64,
+            ..Sampling::greedy()
+        };
+        Job { sampling, ..job(format!("branch {index} at {shared}"), &ids, 9) }
+    };
+    [33, 48, 47, 48, 16, 24, 31, 32].into_iter().enumerate().map(make).collect()
+}
+
+#[test]
+fn cached_is_by_hand() {
+    let jobs = branches();
+    let truth: Vec<Said> = jobs.iter().map(by_hand).collect();
+    let configs = [
+        config(),
+        EngineConfig { max_batch: 1, prefill_chunk: CONTEXT, ..config() },
+        EngineConfig { max_batch: 6, block_size: 4, prefill_chunk: 7, ..config() },
+        EngineConfig { kv_budget: KvBudget::Blocks(12), ..config() },
+    ];
+    for config in configs {
+        let engine = engine(config.clone());
+        for _ in 0..2 {
+            let streams: Vec<_> = jobs.iter().map(|job| engine.submit(job.clone()).unwrap()).collect();
+            for ((stream, job), truth) in streams.into_iter().zip(&jobs).zip(&truth) {
+                assert_eq!(&hear(stream), truth, "job {}", job.id);
+            }
+        }
+        assert_nothing_held(&engine);
+        let stats = engine.stats();
+        assert!(stats.prefix_cache_hits > stats.prefix_cache_queries / 4, "{stats:?} with {config:?}");
+    }
+}
