@@ -3,6 +3,8 @@
 //! Two layers with shared key/value heads: the first sees everything, the second a window. The truth is the same
 //! program driven by hand, one sequence at a time, whole prompts, blocks in order.
 
+use std::sync::{Arc, Mutex};
+
 use worker_orcd::engine::{
     Engine, EngineConfig, FinishReason, Job, KvBudget, Sampling, TokenEvent, TokenLogprobs,
 };
@@ -74,7 +76,7 @@ impl Tiny {
             let values: Vec<f32> = (0..spec.elements()).map(|index| value(index, &mut rng)).collect();
             backend.upload(spec, &mut std::iter::once(bytemuck::cast_slice(&values))).unwrap();
         }
-        Poisoned(backend)
+        Poisoned(backend, Gate::default())
     }
 }
 
@@ -146,7 +148,10 @@ impl Recorder for Tiny {
 
 /// The interpreter, poisoned once it is compiled: whatever was never written shows.
 #[derive(Debug)]
-struct Poisoned(ReferenceBackend);
+struct Poisoned(ReferenceBackend, Gate);
+
+/// While somebody holds it, no step begins.
+type Gate = Arc<Mutex<()>>;
 
 impl Backend for Poisoned {
     fn name(&self) -> &'static str {
@@ -176,6 +181,7 @@ impl Backend for Poisoned {
     }
 
     fn submit(&mut self, plan: PlanId, inputs: &StepInputs<'_>) -> Result<(), BackendError> {
+        drop(self.1.lock().unwrap());
         self.0.submit(plan, inputs)
     }
 
@@ -270,9 +276,11 @@ fn jobs() -> Vec<Job> {
     lengths.iter().enumerate().map(make).collect()
 }
 
-fn engine(config: EngineConfig) -> Engine {
+fn engine(config: EngineConfig) -> (Engine, Gate) {
     let tiny = Tiny::declared();
-    Engine::start(Box::new(tiny.backend()), &tiny, config).unwrap()
+    let backend = tiny.backend();
+    let gate = Arc::clone(&backend.1);
+    (Engine::start(Box::new(backend), &tiny, config).unwrap(), gate)
 }
 
 fn hear(mut stream: worker_orcd::engine::JobStream) -> Said {
@@ -297,9 +305,11 @@ fn hear(mut stream: worker_orcd::engine::JobStream) -> Said {
 
 /// Runs all jobs at once and compares each with itself by hand; the number of preemptions.
 fn check(config: EngineConfig) -> u64 {
-    let engine = engine(config);
+    let (engine, gate) = engine(config);
     let jobs = jobs();
+    let closed = gate.lock().unwrap();
     let streams: Vec<_> = jobs.iter().map(|job| engine.submit(job.clone()).unwrap()).collect();
+    drop(closed);
     for (stream, job) in streams.into_iter().zip(&jobs) {
         assert_eq!(hear(stream), by_hand(job), "job {}", job.id);
     }
@@ -325,7 +335,7 @@ fn batched_and_chunked_is_by_hand() {
 
 #[test]
 fn preempted_is_by_hand() {
-    let preemptions = check(EngineConfig { kv_budget: KvBudget::Blocks(9), ..config() });
+    let preemptions = check(EngineConfig { kv_budget: KvBudget::Blocks(8), ..config() });
     assert!(preemptions >= 1, "the cache was not tight");
 }
 
@@ -356,7 +366,7 @@ fn cached_is_by_hand() {
         EngineConfig { kv_budget: KvBudget::Blocks(12), ..config() },
     ];
     for config in configs {
-        let engine = engine(config.clone());
+        let (engine, _) = engine(config.clone());
         for _ in 0..2 {
             let streams: Vec<_> = jobs.iter().map(|job| engine.submit(job.clone()).unwrap()).collect();
             for ((stream, job), truth) in streams.into_iter().zip(&jobs).zip(&truth) {
