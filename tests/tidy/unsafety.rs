@@ -11,6 +11,7 @@ pub(crate) const FILES: [&str; 8] = [
     "backends/cuda/src/driver/mod.rs",
     "backends/cuda/src/driver/module.rs",
     "backends/cuda/src/driver/stream.rs",
+    "backends/cuda/src/emulation/mod.rs",
     "backends/cuda/src/nvrtc.rs",
 ];
 /// Lines above a use in which its reason begins.

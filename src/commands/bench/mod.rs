@@ -1,5 +1,8 @@
 //! `bench`: measures, never judges. Medians over repeats, as JSON.
 
+mod batch;
+mod load;
+
 use std::io::Write;
 use std::time::Instant;
 
@@ -31,6 +34,10 @@ enum What {
     Decode(ModelBenchArgs),
     /// Time whole prompts
     Prefill(ModelBenchArgs),
+    /// Time many sequences at once through the engine
+    Batch(batch::BatchBenchArgs),
+    /// Time the way from the file to the first token
+    Load(load::LoadBenchArgs),
 }
 
 #[derive(Args, Debug)]
@@ -83,6 +90,8 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), CommandError> {
         What::Ops(args) => ops(args)?,
         What::Decode(args) => decode(args)?,
         What::Prefill(args) => prefill(args)?,
+        What::Batch(args) => batch::run(args)?,
+        What::Load(args) => load::run(args)?,
     };
     writeln!(out, "{result}")?;
     Ok(())
