@@ -295,11 +295,13 @@ fn channel_markers_never_reach_the_answer() {
         }
     }
     // Cut off anywhere, nothing of a header shows.
-    let ids = model.ids(stray[0]);
-    for cut in 0..=ids.len() {
-        let answer = Answer::of(&mut model.parser(&[], &[]), &ids[..cut]);
-        assert!("say".starts_with(&answer.content), "{cut}: {answer:?}");
-        assert!("think".starts_with(&answer.reasoning), "{cut}: {answer:?}");
+    for text in stray {
+        let ids = model.ids(text);
+        for cut in 0..=ids.len() {
+            let answer = Answer::of(&mut model.parser(&[], &[]), &ids[..cut]);
+            assert!("say".starts_with(&answer.content), "{text} {cut}: {answer:?}");
+            assert!("think".starts_with(&answer.reasoning), "{text} {cut}: {answer:?}");
+        }
     }
 }
 

@@ -101,7 +101,6 @@ fn hostile_templates_end_soon_in_an_error() {
         &nested,
         &parentheses,
         &lists,
-        &filters,
         &long,
     ] {
         let start = Instant::now();
@@ -115,6 +114,7 @@ fn hostile_templates_end_soon_in_an_error() {
         "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}",
         "{% set ns = namespace(x={}) %}{% for i in range(99999) %}{% set ns.x = {'a': ns.x} %}{% endfor %}{{ ns.x }}",
         &dots,
+        &filters,
         &minus,
     ] {
         let start = Instant::now();
