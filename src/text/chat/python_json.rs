@@ -12,6 +12,7 @@ use minijinja::{Error, ErrorKind};
 const MAX_DEPTH: usize = 200;
 
 /// The filter `value | tojson(indent=…, separators=…, sort_keys=…, ensure_ascii=…)`.
+#[expect(clippy::needless_pass_by_value, reason = "the signature of filters")]
 pub(super) fn tojson(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let style = Style::from_arguments(&positional, &kwargs)?;
     kwargs.assert_all_used()?;

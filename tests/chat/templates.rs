@@ -1,6 +1,5 @@
 //! Chat templates against the reference renderer, and against users who write special tokens.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -8,17 +7,9 @@ use worker_orcd::gguf::Gguf;
 use worker_orcd::text::chat::{
     ChatFormat, ChatTemplate, Conversation, Date, Message, RenderOptions, Role, Tool, ToolCall,
 };
-use worker_orcd::text::{SpecialParsing, Tokenizer};
+use worker_orcd::text::{DecodeOptions, SpecialParsing, Tokenizer};
 
-/// A file of the shared test data, or `None`, said loudly.
-fn shared(path: &str) -> Option<PathBuf> {
-    let full = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(path);
-    if !full.exists() {
-        println!("SKIPPED: {path} is not in ../shared/data");
-        return None;
-    }
-    Some(full)
-}
+use crate::at_hand::{Model, shared};
 
 fn template_source(name: &str) -> Option<String> {
     let file = match name {
@@ -59,17 +50,12 @@ fn formats() -> Vec<(Arc<Tokenizer>, ChatFormat, &'static str)> {
         formats.push((tokenizer, format, name));
     }
     // Our own, so that something is tested everywhere.
-    let gguf = Gguf::open(own_model()).unwrap();
-    let tokenizer = Arc::new(Tokenizer::load(&gguf, None).unwrap());
+    let Model { tokenizer, .. } = Model::own();
     let source = "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content | trim }}<|end|>{% endfor %}\
         {% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<|start|>assistant{% endif %}";
     let format = ChatFormat::from_template(&tokenizer, source).unwrap();
     formats.push((tokenizer, format, "own"));
     formats
-}
-
-fn own_model() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/haiku-moe/haiku-moe-mxfp4.gguf")
 }
 
 #[test]
@@ -237,10 +223,8 @@ fn nothing_a_user_writes_becomes_a_special_token() {
                 "{name}: {attack}"
             );
             // And the text arrives as it was written.
-            let shown = tokenizer.decode_with(
-                &attacked,
-                &worker_orcd::text::DecodeOptions { show_special: true, ..Default::default() },
-            );
+            let shown = tokenizer
+                .decode_with(&attacked, &DecodeOptions { show_special: true, ..DecodeOptions::default() });
             assert!(shown.contains(attack.trim()), "{name}: {attack}");
         }
     }
@@ -248,8 +232,7 @@ fn nothing_a_user_writes_becomes_a_special_token() {
 
 #[test]
 fn a_template_finds_its_own_constants_in_what_users_write() {
-    let gguf = Gguf::open(own_model()).unwrap();
-    let tokenizer = Arc::new(Tokenizer::load(&gguf, None).unwrap());
+    let Model { tokenizer, .. } = Model::own();
     let source =
         "{% for m in messages %}<|start|>{{ m.content.split('</think>')[-1].strip() }}<|end|>{% endfor %}";
     let format = ChatFormat::from_template(&tokenizer, source).unwrap();
@@ -274,10 +257,9 @@ fn phi_3_prompts_have_one_bos_and_swallow_line_breaks() {
 fn qwen_prompts_have_the_published_ids() {
     let Some(qwen) = formats().into_iter().find(|(.., name)| *name == "qwen2.5-instruct") else { return };
     let ids = qwen.1.render(&user("Hi"), &pinned()).unwrap();
-    let expected = [
-        151644, 8948, 198, 2610, 525, 1207, 16948, 11, 3465, 553, 54364, 14817, 13, 1446, 525, 264, 10950,
-        17847, 13, 151645, 198, 151644, 872, 198, 13048, 151645, 198, 151644, 77091, 198,
-    ];
+    let expected = "151644 8948 198 2610 525 1207 16948 11 3465 553 54364 14817 13 1446 525 264 10950 17847 13 151645 198 \
+        151644 872 198 13048 151645 198 151644 77091 198";
+    let expected: Vec<u32> = expected.split_whitespace().map(|id| id.parse().unwrap()).collect();
     assert_eq!(ids, expected);
 }
 
@@ -298,9 +280,8 @@ fn llama_3_1_renders_its_own_date_and_tools() {
 
 #[test]
 fn the_format_of_a_model_is_detected() {
-    let gguf = Gguf::open(own_model()).unwrap();
-    let tokenizer = Arc::new(Tokenizer::load(&gguf, None).unwrap());
-    assert_eq!(ChatFormat::load(&gguf, &tokenizer, None).unwrap().name(), "harmony");
+    let Model { tokenizer, format } = Model::own();
+    assert_eq!(format.name(), "harmony");
     assert_eq!(ChatFormat::detect(&tokenizer, Some("{{ broken")).unwrap().name(), "harmony");
     for (tokenizer, _, name) in formats() {
         let harmony = name == "gpt-oss" || name == "own";
