@@ -19,7 +19,7 @@ impl Model {
             call_id_prefix: "call_".into(),
             decode: DecodeOptions { stops: own(stops), ..DecodeOptions::default() },
         };
-        OutputParser::for_model(&self.tokenizer, &self.format, options)
+        self.format.parser(options)
     }
 
     fn answer(&self, text: &str, tools: &[&str]) -> Answer {

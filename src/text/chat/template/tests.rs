@@ -137,3 +137,20 @@ fn constants_are_those_of_expressions() {
         constants(broken);
     }
 }
+
+#[test]
+fn a_template_that_never_ends_is_given_up_for_good() {
+    let grow =
+        "{% for i in range(64) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}";
+    let source = format!("{{% set ns = namespace(a=1, b=1) %}}{grow}{{{{ ns.a == ns.b }}}}");
+    let template = ChatTemplate::parse(&source).unwrap();
+    let render = || template.render(&Map::new(), Date::today());
+    assert!(matches!(render(), Err(ChatError::TemplateLimit { unit: "seconds", .. })));
+    let start = Instant::now();
+    assert!(matches!(render(), Err(ChatError::TemplateLimit { unit: "seconds", .. })));
+    assert!(start.elapsed() < Duration::from_secs(1), "the second time is refused at once");
+    // As JSON the same values stop at a size.
+    let source = source.replace("ns.a == ns.b", "ns.a | tojson");
+    let error = ChatTemplate::parse(&source).unwrap().render(&Map::new(), Date::today()).unwrap_err();
+    assert!(matches!(error, ChatError::Template { .. } | ChatError::TemplateLimit { .. }), "{error}");
+}
