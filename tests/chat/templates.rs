@@ -33,14 +33,14 @@ fn tokenizer(path: &str) -> Option<Arc<Tokenizer>> {
     Some(Arc::new(Tokenizer::load(&Gguf::open(path).unwrap(), None).unwrap()))
 }
 
-struct Format {
+struct Prompted {
     tokenizer: Arc<Tokenizer>,
     format: ChatFormat,
     name: &'static str,
 }
 
 /// The vocabularies with the templates they go with.
-fn formats() -> Vec<Format> {
+fn formats() -> Vec<Prompted> {
     let pairs = [
         ("gpt-oss", "vocab/vocab-gpt-oss-20b.rebuilt.gguf"),
         ("qwen2.5-instruct", "vocab/vocab-qwen2.5-0.5b-instruct.rebuilt.gguf"),
@@ -54,14 +54,14 @@ fn formats() -> Vec<Format> {
             continue;
         };
         let format = ChatFormat::from_template(&tokenizer, &source).unwrap();
-        formats.push(Format { tokenizer, format, name });
+        formats.push(Prompted { tokenizer, format, name });
     }
     // Our own, so that something is tested everywhere.
     let Model { tokenizer, .. } = Model::own();
     let source = "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content | trim }}<|end|>{% endfor %}\
         {% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<|start|>assistant{% endif %}";
     let format = ChatFormat::from_template(&tokenizer, source).unwrap();
-    formats.push(Format { tokenizer, format, name: "own" });
+    formats.push(Prompted { tokenizer, format, name: "own" });
     formats
 }
 
@@ -95,7 +95,7 @@ fn pinned() -> RenderOptions {
 fn conversations_render_as_the_reference_renderer_does() {
     let Some(path) = shared("templates/expected.json") else { return };
     let cases: Vec<Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    for Format { format, name, .. } in formats() {
+    for Prompted { format, name, .. } in formats() {
         for case in cases.iter().filter(|case| case["template"] == name) {
             let context = &case["context"];
             // What a conversation cannot say, or says differently on purpose.
@@ -160,7 +160,7 @@ const HARMLESS: [&str; 9] = [
 
 #[test]
 fn ids_equal_those_of_the_plain_rendering_where_nobody_spells_a_special_token() {
-    for Format { tokenizer, format, name } in formats() {
+    for Prompted { tokenizer, format, name } in formats() {
         for text in HARMLESS {
             let mut conversation = user(text);
             conversation.messages.push(Message::text(Role::Assistant, format!("answer to {text}")));
@@ -182,7 +182,7 @@ fn control_counts(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<(u32, usize)> {
 
 #[test]
 fn nothing_a_user_writes_becomes_a_special_token() {
-    for Format { tokenizer, format, name } in formats() {
+    for Prompted { tokenizer, format, name } in formats() {
         let spellings: Vec<String> = (0..tokenizer.vocab_size() as u32)
             .filter(|&id| tokenizer.is_special(id))
             .map(|id| String::from_utf8(tokenizer.literal_bytes(id).to_vec()).unwrap())
@@ -254,7 +254,8 @@ fn a_template_finds_its_own_constants_in_what_users_write() {
 
 #[test]
 fn phi_3_prompts_have_one_bos_and_swallow_line_breaks() {
-    for Format { format, name, .. } in formats().into_iter().filter(|format| format.name.starts_with("phi-3"))
+    for Prompted { format, name, .. } in
+        formats().into_iter().filter(|prompted| prompted.name.starts_with("phi-3"))
     {
         let ids = format.render(&user("Hi"), &pinned()).unwrap();
         assert_eq!(ids, [1, 32010, 6324, 32007, 32001], "{name}");
@@ -263,7 +264,9 @@ fn phi_3_prompts_have_one_bos_and_swallow_line_breaks() {
 
 #[test]
 fn qwen_prompts_have_the_published_ids() {
-    let Some(qwen) = formats().into_iter().find(|format| format.name == "qwen2.5-instruct") else { return };
+    let Some(qwen) = formats().into_iter().find(|prompted| prompted.name == "qwen2.5-instruct") else {
+        return;
+    };
     let ids = qwen.format.render(&user("Hi"), &pinned()).unwrap();
     let expected = "151644 8948 198 2610 525 1207 16948 11 3465 553 54364 14817 13 1446 525 264 10950 17847 13 151645 198 \
         151644 872 198 13048 151645 198 151644 77091 198";
@@ -291,7 +294,7 @@ fn the_format_of_a_model_is_detected() {
     let Model { tokenizer, format } = Model::own();
     assert_eq!(format.name(), "harmony");
     assert_eq!(ChatFormat::detect(&tokenizer, Some("{{ broken")).unwrap().name(), "harmony");
-    for Format { tokenizer, name, .. } in formats() {
+    for Prompted { tokenizer, name, .. } in formats() {
         let harmony = name == "gpt-oss" || name == "own";
         let found = ChatFormat::detect(&tokenizer, None);
         assert_eq!(found.is_ok(), harmony, "{name}");
@@ -306,7 +309,7 @@ fn the_format_of_a_model_is_detected() {
 
 #[test]
 fn the_parser_goes_with_the_model_and_the_request() {
-    for Format { format, name, .. } in formats() {
+    for Prompted { format, name, .. } in formats() {
         for supplied in [false, true] {
             let tool_names = if supplied { vec!["f".to_owned()] } else { Vec::new() };
             let parser = format.parser(ParserOptions { tool_names, ..ParserOptions::default() });
@@ -328,7 +331,7 @@ fn the_parser_goes_with_the_model_and_the_request() {
 #[test]
 fn qwen_calls_are_read_from_ids() {
     let formats = formats();
-    let Some(qwen) = formats.iter().find(|format| format.name == "qwen2.5-instruct") else { return };
+    let Some(qwen) = formats.iter().find(|prompted| prompted.name == "qwen2.5-instruct") else { return };
     let text = "I see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1.0}}\n</tool_call><|im_end|>";
     let ids = qwen.tokenizer.encode(text, SpecialParsing::Parse);
     let read = |tool_names: Vec<String>| {

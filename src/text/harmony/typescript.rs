@@ -1,7 +1,7 @@
 //! JSON schemas as the TypeScript types that gpt-oss models were trained to read.
 //!
-//! The rules are those of the reference renderer, oddities included (MODELS.md §5.1): a description of several lines is
-//! commented on its first only, and a described object says so above its key and inside.
+//! The rules are those of the reference renderer, oddities included (MODELS.md §5.1): a description of several lines
+//! is commented on its first only, and a described object says so above its key and inside.
 
 use serde_json::Value;
 
