@@ -155,6 +155,7 @@ impl Session {
             stop_ids,
             sampling: args.sampling()?,
             deadline: None,
+            cache_salt: None,
         };
         let options =
             DecodeOptions { continues_text: true, stops: args.stop.clone(), ..DecodeOptions::default() };

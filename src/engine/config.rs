@@ -41,6 +41,11 @@ pub struct EngineConfig {
     pub max_penalty_tokens: usize,
     /// Time between residency checks.
     pub residency_interval: Duration,
+    /// Share the cache blocks of common beginnings; the tokens are the same either way.
+    pub prefix_cache: bool,
+    /// Run every plan once before the first request, which would otherwise pay what the device does on first use. Only
+    /// an interpreter of a large model has a reason not to.
+    pub warm_up: bool,
 }
 
 impl Default for EngineConfig {
@@ -56,6 +61,8 @@ impl Default for EngineConfig {
             host_sampling: false,
             max_penalty_tokens: 256,
             residency_interval: Duration::from_secs(60),
+            prefix_cache: true,
+            warm_up: true,
         }
     }
 }

@@ -12,6 +12,7 @@ use worker_orcd_core::{Backend, MemoryReport};
 use super::batch::Batch;
 use super::blocks::CacheBlocks;
 use super::config::{EngineConfig, StartError};
+use super::histogram::{EngineHistograms, Histograms};
 use super::job::{EngineError, Job, JobStream};
 use super::plans::Plans;
 use super::sampler::Sampler;
@@ -56,15 +57,20 @@ impl Engine {
         let groups = recorder.kv_groups();
         let layout = config.kv_layout(&groups)?;
         backend.create_kv(&layout)?;
-        let plans = Plans::compile(backend.as_mut(), recorder, &config)?;
+        let mut plans = Plans::compile(backend.as_mut(), recorder, &config)?;
+        if config.warm_up {
+            plans.warm_up(backend.as_mut(), &layout, config.max_penalty_tokens)?;
+        }
         let windows: Vec<Option<usize>> = groups.iter().map(|group| group.window).collect();
         let blocks = CacheBlocks::new(&layout, &windows, config.token_budget());
         let shared = Arc::new(Shared {
             counters: Counters::default(),
+            histograms: Histograms::default(),
             memory: backend.memory(),
             queued: AtomicUsize::new(0),
             max_queue: config.max_queue,
             context: config.context,
+            prefix_block_size: config.prefix_cache.then_some(config.block_size),
             vocab_size: recorder.vocab_size(),
             draining: AtomicBool::new(false),
             degraded: AtomicBool::new(false),
@@ -85,6 +91,7 @@ impl Engine {
             residency_interval: config.residency_interval,
             sampler: Sampler::default(),
             ended: Vec::new(),
+            speaks_first: true,
             drain_by: None,
             last_check: Instant::now(),
         };
@@ -122,7 +129,13 @@ impl Engine {
             EngineError::QueueFull { waiting }
         })?;
         let (sender, events) = tokio::sync::mpsc::channel(Sequence::events_needed(&job, shared.context));
-        let command = Command::Submit { job: Box::new(job), events: sender, submitted: Instant::now() };
+        // Made here, on the caller's thread: naming a long prompt's blocks takes longer than a step may wait.
+        let salt = job.cache_salt.clone();
+        let mut sequence = Sequence::new(job, shared.context, sender, Instant::now());
+        if let Some(block_size) = shared.prefix_block_size {
+            sequence.share_blocks(block_size, salt.as_deref());
+        }
+        let command = Command::Submit(Box::new(sequence));
         if self.commands.send(command).is_err() {
             shared.leave_queue();
             return Err(EngineError::ShuttingDown);
@@ -166,6 +179,11 @@ impl Engine {
     /// Figures of this moment; never waits for the device.
     pub fn stats(&self) -> EngineStats {
         self.shared.counters.snapshot()
+    }
+
+    /// Distributions since the start; never waits for the device.
+    pub fn histograms(&self) -> EngineHistograms {
+        self.shared.histograms.snapshot()
     }
 
     /// Whether the worker can serve.

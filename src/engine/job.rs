@@ -81,6 +81,9 @@ pub struct Job {
     pub sampling: Sampling,
     /// When to give up.
     pub deadline: Option<Instant>,
+    /// Shares cached prefixes only with jobs of the same salt: how fast an answer begins then tells nothing of the
+    /// prompts of others.
+    pub cache_salt: Option<String>,
 }
 
 /// Log-probabilities of one position, from raw logits.
@@ -106,7 +109,7 @@ pub enum FinishReason {
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Prompt tokens whose keys and values were already cached.
+    /// Prompt tokens whose keys and values were already cached when it was first admitted.
     pub cached_tokens: usize,
     /// Tokens generated, the stop token not counted.
     pub generated_tokens: usize,

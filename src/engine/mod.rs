@@ -6,7 +6,8 @@
 //! again, and the tokens stay the same.
 //!
 //! * `handle` starts the engine and is its face; `step_loop` is its thread.
-//! * `scheduler` and [`blocks`] decide; they know no device.
+//! * `scheduler` and [`blocks`] decide; they know no device. `pool` keeps the blocks of a group, `prefix` names what is
+//!   in them, so that a sequence begins with the blocks another has filled.
 //! * `batch` and `plans` feed the device; `sampler` chooses when the device cannot.
 
 mod batch;
@@ -14,9 +15,12 @@ pub mod blocks;
 mod config;
 pub mod direct;
 mod handle;
+mod histogram;
 pub mod job;
 mod memory;
 mod plans;
+mod pool;
+mod prefix;
 mod sampler;
 mod scheduler;
 mod sequence;
@@ -25,6 +29,7 @@ mod step_loop;
 
 pub use config::{EngineConfig, KvBudget, MAX_KV_GROUPS, StartError};
 pub use handle::Engine;
+pub use histogram::{EngineHistograms, Histogram};
 pub use job::{EngineError, FinishReason, Job, JobStream, Sampling, TokenEvent, TokenLogprobs, Usage};
 pub use memory::{MemoryPlan, memory_plan};
 pub use stats::{EngineStats, Health};

@@ -1,6 +1,8 @@
 //! The compiled plans: every step shape with every head, chosen by the number of tokens.
 
-use worker_orcd_core::{Backend, BackendError, PlanId, StepOutputs};
+use worker_orcd_core::{
+    Backend, BackendError, KvLayout, NO_BLOCK, NO_SLOT, NO_TOKEN, PlanId, SampleRow, StepInputs, StepOutputs,
+};
 
 use super::config::EngineConfig;
 use crate::model::{Recorder, StepHead};
@@ -64,6 +66,41 @@ impl Plans {
     /// Whether the device can choose tokens at all.
     pub(super) const fn has_device_chooser(&self) -> bool {
         self.device.is_some()
+    }
+
+    /// Runs every plan once on a token that goes nowhere: it has no slot, and what it sees is whatever block 0 holds.
+    pub(super) fn warm_up(
+        &mut self,
+        backend: &mut dyn Backend,
+        layout: &KvLayout,
+        max_penalty_tokens: usize,
+    ) -> Result<(), BackendError> {
+        let table = |group: &worker_orcd_core::KvGroup| {
+            let mut row = vec![NO_BLOCK; group.max_blocks_per_sequence];
+            row.iter_mut().take(1).for_each(|block| *block = 0);
+            row
+        };
+        let tables: Vec<Vec<u32>> = layout.groups.iter().map(table).collect();
+        let penalty_tokens = vec![NO_TOKEN; max_penalty_tokens];
+        let inputs = StepInputs {
+            tokens: &[0],
+            positions: &[0],
+            sequences: &[0],
+            slots: &vec![&[NO_SLOT][..]; layout.groups.len()],
+            block_tables: &tables.iter().map(Vec::as_slice).collect::<Vec<_>>(),
+            out_rows: &[0],
+            sampling: &[SampleRow::GREEDY],
+            penalty_tokens: &[],
+        };
+        let ladders = [(Some(&mut self.host), &[][..]), (self.device.as_mut(), &penalty_tokens)];
+        for (ladder, penalty_tokens) in ladders {
+            let Some(Ladder { plans, outputs }) = ladder else { continue };
+            for &(_, plan) in &*plans {
+                backend.submit(plan, &StepInputs { penalty_tokens, ..inputs })?;
+                backend.wait(outputs)?;
+            }
+        }
+        Ok(())
     }
 
     /// The smallest plan with room for `tokens`.

@@ -93,6 +93,7 @@ mod tests {
             stop_ids: vec![],
             sampling,
             deadline: None,
+            cache_salt: None,
         };
         let (events, mut listener) = mpsc::channel(200);
         let now = Instant::now();

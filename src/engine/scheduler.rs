@@ -4,13 +4,16 @@
 //! of the others, oldest first, until the token budget is spent. When blocks run out, the youngest sequence gives all
 //! of its own back and goes to the head of the queue; it is computed again later, from its tokens, with the same
 //! result. A sequence fails for lack of blocks only when it does not even fit alone.
+//!
+//! Whatever a sequence gives back stays in the cache until its place is needed, and a sequence that comes in begins
+//! behind the longest prefix still there.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::blocks::CacheBlocks;
+use super::blocks::{CacheBlocks, SequenceBlocks};
 use super::job::EngineError;
-use super::sequence::Sequence;
+use super::sequence::{Admission, Sequence};
 
 /// Tokens of one running sequence in a step: the next `count` of those not cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +35,8 @@ pub(super) struct Scheduler {
     pub(super) step: Vec<Slice>,
     /// Preemptions so far.
     pub(super) preemptions: u64,
-    /// First admissions since somebody took the count.
-    pub(super) admissions: usize,
+    /// First admissions since somebody took note of them.
+    pub(super) admissions: Vec<Admission>,
     max_batch: usize,
     token_budget: usize,
 }
@@ -47,7 +50,7 @@ impl Scheduler {
             blocks,
             step: Vec::with_capacity(max_batch),
             preemptions: 0,
-            admissions: 0,
+            admissions: Vec::with_capacity(max_batch),
             max_batch,
             token_budget: token_budget.max(max_batch),
         }
@@ -127,14 +130,21 @@ impl Scheduler {
             }
             let running = self.running.iter().map(|sequence| (&sequence.blocks, sequence.tokens.len()));
             let alone = self.running.is_empty();
-            if !alone && !self.blocks.can_hold_beside(tokens + 1, &running) {
+            let prefix = self.blocks.longest_prefix(sequence.reusable());
+            if !alone && !self.blocks.can_hold_beside(tokens + 1, prefix, &running) {
                 return;
             }
+            let mut blocks = SequenceBlocks::default();
+            self.blocks.make_tables(&mut blocks, sequence.max_length());
+            let cached = self.blocks.attach(&mut blocks, prefix);
+            (sequence.cached, sequence.blocks) = (cached, blocks);
             let count = sequence.remaining().min(budget);
             if !self.blocks.reserve(&mut sequence.blocks, sequence.cached, count) {
+                self.blocks.release(&mut sequence.blocks);
+                sequence.cached = 0;
                 return;
             }
-            self.admissions += usize::from(sequence.admit(now));
+            self.admissions.extend(sequence.admit(now));
             budget -= count;
             self.step.push(Slice { running: self.running.len(), count });
             self.running.extend(self.waiting.pop_front());
@@ -150,11 +160,17 @@ impl Scheduler {
         self.step.iter().filter(decodes).count()
     }
 
-    /// Counts the step's tokens as cached.
+    /// Counts the step's tokens as cached, and lets others find the blocks that are full now.
     pub(super) fn complete_step(&mut self) {
+        let block_size = self.blocks.block_size();
         for slice in &self.step {
-            if let Some(sequence) = self.running.get_mut(slice.running) {
-                sequence.cached += slice.count;
+            let Some(sequence) = self.running.get_mut(slice.running) else { continue };
+            let from = sequence.cached / block_size;
+            sequence.cached += slice.count;
+            if sequence.cached / block_size > from {
+                let blocks = std::mem::take(&mut sequence.blocks);
+                self.blocks.name(&blocks, from, sequence.filled());
+                sequence.blocks = blocks;
             }
         }
     }
@@ -223,6 +239,7 @@ mod tests {
                 stop_ids: vec![],
                 sampling: Sampling::greedy(),
                 deadline: None,
+                cache_salt: None,
             };
             let (events, listener) = mpsc::channel(Sequence::events_needed(&job, 256));
             self.listeners.push(listener);

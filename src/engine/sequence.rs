@@ -1,13 +1,14 @@
 //! A job in the engine: its tokens so far, what of them is cached, and how it ends.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use worker_orcd_core::SampleRow;
 
 use super::blocks::SequenceBlocks;
 use super::job::{EngineError, FinishReason, Job, Sampling, TokenEvent, TokenLogprobs, Usage};
+use super::prefix::{BlockKey, KeyChain};
 
 /// What penalties need to know of the ids seen so far; empty when no penalty is on.
 #[derive(Debug, Default)]
@@ -42,6 +43,26 @@ fn counts(sampling: &Sampling) -> bool {
     sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0
 }
 
+/// What a first admission tells the statistics.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Admission {
+    /// Since submission.
+    pub(super) waited: Duration,
+    pub(super) prompt_tokens: usize,
+    /// Prompt tokens looked up in the prefix cache, and those found.
+    pub(super) looked_up: usize,
+    pub(super) found: usize,
+}
+
+/// How long a token took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Pace {
+    /// The sequence's first.
+    First { since_submission: Duration, since_admission: Duration },
+    /// Since the one before.
+    Next(Duration),
+}
+
 /// One sequence.
 #[derive(Debug)]
 pub(super) struct Sequence {
@@ -52,6 +73,10 @@ pub(super) struct Sequence {
     /// Leading tokens whose keys and values are cached.
     pub(super) cached: usize,
     pub(super) blocks: SequenceBlocks,
+    /// Names of its full blocks; `None` = it neither takes nor leaves cached blocks.
+    chain: Option<KeyChain>,
+    /// Leading tokens found cached at the first admission.
+    prefix_tokens: usize,
     /// Length at which it ends: `max_tokens` or the end of the context.
     max_length: usize,
     stop_ids: Vec<u32>,
@@ -62,6 +87,9 @@ pub(super) struct Sequence {
     submitted: Instant,
     admitted: Option<Instant>,
     first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    /// The latest token, while its listener has not been told.
+    unsaid: Option<TokenEvent>,
     outcome: Option<Result<FinishReason, EngineError>>,
 }
 
@@ -88,6 +116,8 @@ impl Sequence {
             prompt_tokens,
             cached: 0,
             blocks: SequenceBlocks::default(),
+            chain: None,
+            prefix_tokens: 0,
             max_length,
             stop_ids: job.stop_ids,
             sampling: job.sampling,
@@ -97,13 +127,45 @@ impl Sequence {
             submitted,
             admitted: None,
             first_token: None,
+            last_token: None,
+            unsaid: None,
             outcome: None,
+        }
+    }
+
+    /// Names the full blocks of the prompt, and from now on every block it fills: it shares them with sequences of the
+    /// same salt.
+    pub(super) fn share_blocks(&mut self, block_size: usize, salt: Option<&str>) {
+        let mut chain = KeyChain::new(block_size, salt);
+        chain.reserve(self.max_length);
+        chain.extend(&self.tokens);
+        self.chain = Some(chain);
+    }
+
+    /// Keys of the blocks it may take from the cache.
+    pub(super) fn reusable(&self) -> &[BlockKey] {
+        self.chain.as_ref().map_or(&[], |chain| chain.reusable(self.tokens.len()))
+    }
+
+    /// Keys of the full blocks of what is cached.
+    pub(super) fn filled(&mut self) -> &[BlockKey] {
+        match &mut self.chain {
+            Some(chain) => {
+                chain.extend(&self.tokens[..self.cached]);
+                chain.filled(self.cached)
+            }
+            None => &[],
         }
     }
 
     /// Most events `job` can cause: its tokens and the last word.
     pub(super) fn events_needed(job: &Job, context: usize) -> usize {
         job.max_tokens.min(context.saturating_sub(job.prompt.len())).saturating_add(1)
+    }
+
+    /// Length at which it ends at the latest.
+    pub(super) const fn max_length(&self) -> usize {
+        self.max_length
     }
 
     /// Tokens not cached yet; 1 while decoding.
@@ -116,11 +178,19 @@ impl Sequence {
         self.tokens.len() - self.prompt_tokens
     }
 
-    /// Notes the first admission; whether it was.
-    pub(super) fn admit(&mut self, now: Instant) -> bool {
-        let first = self.admitted.is_none();
-        self.admitted.get_or_insert(now);
-        first
+    /// Notes the first admission, which found `self.cached` tokens cached; what it tells the statistics, if it was.
+    pub(super) fn admit(&mut self, now: Instant) -> Option<Admission> {
+        if self.admitted.is_some() {
+            return None;
+        }
+        self.admitted = Some(now);
+        self.prefix_tokens = self.cached;
+        Some(Admission {
+            waited: now.saturating_duration_since(self.submitted),
+            prompt_tokens: self.prompt_tokens,
+            looked_up: if self.chain.is_some() { self.prompt_tokens } else { 0 },
+            found: self.cached,
+        })
     }
 
     /// Whether it ever ran.
@@ -151,9 +221,11 @@ impl Sequence {
         }
     }
 
-    /// Takes the chosen token: says it, or ends the sequence, or both. Whether it was one to say.
+    /// Takes the chosen token: has it said next time, or ends the sequence, or both. Whether it was one to say.
     pub(super) fn accept(&mut self, id: u32, logprobs: Option<TokenLogprobs>, now: Instant) -> bool {
+        self.say();
         self.first_token.get_or_insert(now);
+        self.last_token = Some(now);
         if self.stop_ids.contains(&id) {
             self.end(Ok(FinishReason::Stop));
             return false;
@@ -161,12 +233,32 @@ impl Sequence {
         let index = self.generated();
         self.tokens.push(id);
         self.history.generate(&self.sampling, id);
-        if self.events.try_send(TokenEvent::Token { id, index, logprobs }).is_err() {
-            self.end(Err(EngineError::Cancelled));
-        } else if self.tokens.len() >= self.max_length {
+        self.unsaid = Some(TokenEvent::Token { id, index, logprobs });
+        if self.tokens.len() >= self.max_length {
             self.end(Ok(FinishReason::Length));
         }
         true
+    }
+
+    /// Tells the listener the latest token, if it does not know it yet. Waking it costs more than choosing the token,
+    /// so this is done while the device works.
+    pub(super) fn say(&mut self) {
+        if let Some(event) = self.unsaid.take()
+            && self.events.try_send(event).is_err()
+        {
+            self.end(Err(EngineError::Cancelled));
+        }
+    }
+
+    /// How long a token chosen now took.
+    pub(super) fn pace(&self, now: Instant) -> Pace {
+        match self.last_token {
+            Some(last) => Pace::Next(now.saturating_duration_since(last)),
+            None => Pace::First {
+                since_submission: now.saturating_duration_since(self.submitted),
+                since_admission: now.saturating_duration_since(self.admitted.unwrap_or(now)),
+            },
+        }
     }
 
     /// Decides how the sequence ends; the first decision stands.
@@ -189,7 +281,8 @@ impl Sequence {
     }
 
     /// Says the last word. The caller has freed the blocks.
-    pub(super) fn announce_end(self, now: Instant) {
+    pub(super) fn announce_end(mut self, now: Instant) {
+        self.say();
         let usage = self.usage(now);
         let event = match self.outcome {
             Some(Ok(reason)) => TokenEvent::Finished { reason, usage },
@@ -205,12 +298,13 @@ impl Sequence {
         self.outcome.as_ref()
     }
 
-    fn usage(&self, now: Instant) -> Usage {
+    /// Times and counts up to now.
+    pub(super) fn usage(&self, now: Instant) -> Usage {
         let admitted = self.admitted.unwrap_or(now);
         let first_token = self.first_token.unwrap_or(now);
         Usage {
             prompt_tokens: self.prompt_tokens,
-            cached_tokens: 0,
+            cached_tokens: self.prefix_tokens,
             generated_tokens: self.generated(),
             queue_time: admitted.saturating_duration_since(self.submitted),
             prefill_time: first_token.saturating_duration_since(admitted),
@@ -236,6 +330,7 @@ mod tests {
                 ..Sampling::greedy()
             },
             deadline: None,
+            cache_salt: None,
         }
     }
 

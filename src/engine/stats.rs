@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use worker_orcd_core::MemoryReport;
 
+use super::histogram::Histograms;
+
 /// Whether the worker can serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -33,6 +35,14 @@ pub struct EngineStats {
     pub kv_blocks_total: u64,
     /// Steps run.
     pub steps: u64,
+    /// Cache blocks that hold a prefix others can take, held or not, all groups.
+    pub kv_blocks_cached: u64,
+    /// Tokens of prompts, counted when they are admitted.
+    pub prompt_tokens: u64,
+    /// Prompt tokens looked up in the prefix cache.
+    pub prefix_cache_queries: u64,
+    /// Prompt tokens found there.
+    pub prefix_cache_hits: u64,
     /// Tokens computed of prompts, and again after a preemption.
     pub prefill_tokens: u64,
     /// Tokens handed to listeners.
@@ -51,10 +61,19 @@ pub struct EngineStats {
     pub deadlines_exceeded: u64,
     /// Sequences that failed for lack of cache.
     pub kv_exhaustions: u64,
+    /// Sequences whose logits were not finite.
+    pub non_finite: u64,
     /// Sequences that failed otherwise.
     pub failed: u64,
     /// Times a sequence lost its blocks to an older one.
     pub preemptions: u64,
+}
+
+impl EngineStats {
+    /// Share of the cache blocks that are held, 0 to 1.
+    pub fn kv_cache_usage(&self) -> f64 {
+        self.kv_blocks_used as f64 / self.kv_blocks_total.max(1) as f64
+    }
 }
 
 /// Names the fields once for the atomics, their snapshot and nothing else.
@@ -80,6 +99,10 @@ counters!(
     waiting,
     kv_blocks_used,
     kv_blocks_total,
+    kv_blocks_cached,
+    prompt_tokens,
+    prefix_cache_queries,
+    prefix_cache_hits,
     steps,
     prefill_tokens,
     generated_tokens,
@@ -90,6 +113,7 @@ counters!(
     cancelled,
     deadlines_exceeded,
     kv_exhaustions,
+    non_finite,
     failed,
     preemptions,
 );
@@ -103,11 +127,14 @@ pub(super) fn add(counter: &AtomicU64, amount: usize) {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) counters: Counters,
+    pub(super) histograms: Histograms,
     pub(super) memory: MemoryReport,
     /// Jobs submitted and not yet admitted; bounds the queue.
     pub(super) queued: AtomicUsize,
     pub(super) max_queue: usize,
     pub(super) context: usize,
+    /// Positions per block of sequences that share blocks; `None` = they do not.
+    pub(super) prefix_block_size: Option<usize>,
     pub(super) vocab_size: usize,
     pub(super) draining: AtomicBool,
     pub(super) degraded: AtomicBool,

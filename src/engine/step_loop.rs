@@ -1,29 +1,35 @@
 //! The engine's thread: takes commands, runs steps, ends sequences. It parks when there is nothing to do.
+//!
+//! Between a step's outputs and the next step the device idles, so only what the next step depends on happens there:
+//! accept the tokens, free what ended, schedule, gather. Listeners are told, and commands taken, while it works.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::Sender;
 use worker_orcd_core::{Backend, BackendError};
 
 use super::batch::Batch;
-use super::job::{EngineError, FinishReason, Job, TokenEvent};
+use super::job::{EngineError, FinishReason};
 use super::plans::{Chooser, Plans};
 use super::sampler::Sampler;
 use super::scheduler::Scheduler;
-use super::sequence::Sequence;
+use super::sequence::{Pace, Sequence};
 use super::stats::{Shared, add};
 
 /// Shortest time between residency checks, so that an idle engine does not spin.
 const SHORTEST_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
+/// A device that takes longer to accept a step works inside `submit`: listeners are told before, or they would learn
+/// of every token a step late.
+const PROMPT_SUBMIT: Duration = Duration::from_micros(500);
+
 /// What handles tell the thread.
 #[derive(Debug)]
 pub(super) enum Command {
     /// A job that has a place in the queue.
-    Submit { job: Box<Job>, events: Sender<TokenEvent>, submitted: Instant },
+    Submit(Box<Sequence>),
     /// Ends every sequence of this id.
     Cancel(String),
     /// Ends the thread when nothing is left to do, at the latest then.
@@ -42,7 +48,10 @@ pub(super) struct StepLoop {
     pub(super) max_penalty_tokens: Option<usize>,
     pub(super) residency_interval: Duration,
     pub(super) sampler: Sampler,
+    /// Sequences that have left and not been told.
     pub(super) ended: Vec<Sequence>,
+    /// Whether listeners are told before a step is submitted, not after.
+    pub(super) speaks_first: bool,
     pub(super) drain_by: Option<Instant>,
     pub(super) last_check: Instant,
 }
@@ -54,19 +63,23 @@ impl StepLoop {
             let now = Instant::now();
             self.check_residency(now);
             self.check_sequences(now);
-            self.release_ended(now);
+            self.release_ended();
             self.scheduler.schedule(now);
             self.publish();
             if let Err(error) = self.step() {
                 self.break_down(&error);
             }
-            self.release_ended(Instant::now());
+            self.release_ended();
+            if self.scheduler.is_idle() {
+                self.speak();
+            }
         }
         while let Ok(command) = self.commands.try_recv() {
             self.take(command);
         }
         self.end_all(&EngineError::ShuttingDown);
-        self.release_ended(Instant::now());
+        self.release_ended();
+        self.speak();
     }
 
     /// Takes what has been sent; waits for the next residency check when there is nothing to do. False = end.
@@ -94,12 +107,11 @@ impl StepLoop {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Submit { job, events, submitted } => {
-                let mut sequence = Sequence::new(*job, self.shared.context, events, submitted);
+            Command::Submit(mut sequence) => {
                 if let Some(reason) = self.shared.broken.get() {
                     sequence.end(Err(EngineError::Device { reason: reason.clone() }));
                 }
-                self.scheduler.waiting.push_back(sequence);
+                self.scheduler.waiting.push_back(*sequence);
             }
             Command::Cancel(id) => {
                 let named = self.scheduler.sequences_mut().filter(|sequence| sequence.id == id);
@@ -141,6 +153,7 @@ impl StepLoop {
     /// Runs what the scheduler chose.
     fn step(&mut self) -> Result<(), BackendError> {
         if self.scheduler.step.is_empty() {
+            self.speak();
             return Ok(());
         }
         self.batch.gather(&self.scheduler, self.max_penalty_tokens);
@@ -148,14 +161,22 @@ impl StepLoop {
         let chooser = self.batch.chooser;
         let no_plan = || BackendError::Input { field: "tokens", reason: format!("no plan holds {tokens}") };
         let plan = self.plans.choose(chooser, tokens).ok_or_else(no_plan)?;
+        if self.speaks_first {
+            self.speak();
+        }
+        let start = Instant::now();
         self.batch.with_inputs(|inputs| self.backend.submit(plan, inputs))?;
-        // The device works; meanwhile the queue moves.
+        self.speaks_first = start.elapsed() > PROMPT_SUBMIT;
+        // The device works; meanwhile listeners are told and the queue moves.
+        self.speak();
         while let Ok(command) = self.commands.try_recv() {
             self.take(command);
         }
         self.backend.wait(self.plans.outputs(chooser))?;
-        let counters = &self.shared.counters;
+        let (counters, histograms) = (&self.shared.counters, &self.shared.histograms);
         add(&counters.steps, 1);
+        histograms.step_duration.observe_time(start.elapsed());
+        histograms.batch_size.observe(self.scheduler.step.len() as f64);
         let decoded = self.scheduler.decoding_in_step();
         add(&counters.prefill_tokens, tokens.saturating_sub(decoded));
         self.scheduler.complete_step();
@@ -193,7 +214,17 @@ impl StepLoop {
             };
             if id as usize >= vocab {
                 sequence.end(Err(EngineError::NonFiniteLogits));
-            } else if sequence.accept(id, logprobs, now) {
+                continue;
+            }
+            let histograms = &self.shared.histograms;
+            match sequence.pace(now) {
+                Pace::First { since_submission, since_admission } => {
+                    histograms.time_to_first_token.observe_time(since_submission);
+                    histograms.prefill_time.observe_time(since_admission);
+                }
+                Pace::Next(gap) => histograms.inter_token_latency.observe_time(gap),
+            }
+            if sequence.accept(id, logprobs, now) {
                 add(&self.shared.counters.generated_tokens, 1);
             }
         }
@@ -218,24 +249,30 @@ impl StepLoop {
         self.end_all(&EngineError::Device { reason });
     }
 
-    /// Frees what ended sequences hold, then counts and tells their ends.
-    fn release_ended(&mut self, now: Instant) {
-        let mut ended = std::mem::take(&mut self.ended);
-        self.scheduler.sweep(&mut ended);
-        for sequence in &ended {
+    /// Frees what ended sequences hold and counts their ends; they are told when the thread speaks.
+    fn release_ended(&mut self) {
+        let known = self.ended.len();
+        self.scheduler.sweep(&mut self.ended);
+        let now = Instant::now();
+        for sequence in self.ended.iter().skip(known) {
             if !sequence.was_admitted() {
                 self.shared.leave_queue();
             }
-            self.count_end(sequence);
+            self.count_end(sequence, now);
         }
         self.publish();
-        for sequence in ended.drain(..) {
-            sequence.announce_end(now);
-        }
-        self.ended = ended;
     }
 
-    fn count_end(&self, sequence: &Sequence) {
+    /// Tells listeners their latest tokens, and the ends of those that ended.
+    fn speak(&mut self) {
+        self.scheduler.running.iter_mut().chain(&mut self.scheduler.waiting).for_each(Sequence::say);
+        let now = Instant::now();
+        for sequence in self.ended.drain(..) {
+            sequence.announce_end(now);
+        }
+    }
+
+    fn count_end(&self, sequence: &Sequence, now: Instant) {
         let counters = &self.shared.counters;
         let counter = match sequence.outcome() {
             Some(Ok(FinishReason::Stop)) => &counters.finished_stop,
@@ -243,11 +280,18 @@ impl StepLoop {
             Some(Err(EngineError::Cancelled)) => &counters.cancelled,
             Some(Err(EngineError::DeadlineExceeded)) => &counters.deadlines_exceeded,
             Some(Err(EngineError::KvExhausted)) => &counters.kv_exhaustions,
+            Some(Err(EngineError::NonFiniteLogits)) => &counters.non_finite,
             Some(Err(_)) | None => &counters.failed,
         };
         add(counter, 1);
         match sequence.outcome() {
-            Some(Ok(_)) => self.shared.degraded.store(false, Ordering::Relaxed),
+            Some(Ok(_)) => {
+                self.shared.degraded.store(false, Ordering::Relaxed);
+                let (histograms, usage) = (&self.shared.histograms, sequence.usage(now));
+                histograms.decode_time.observe_time(usage.decode_time);
+                let all = usage.queue_time + usage.prefill_time + usage.decode_time;
+                histograms.request_time.observe_time(all);
+            }
             Some(Err(EngineError::KvExhausted)) => {
                 tracing::warn!(event = "error", job_id = %sequence.id, "key/value cache exhausted");
                 self.shared.degraded.store(true, Ordering::Relaxed);
@@ -258,14 +302,19 @@ impl StepLoop {
 
     /// Writes the gauges.
     fn publish(&mut self) {
-        for _ in 0..std::mem::take(&mut self.scheduler.admissions) {
-            self.shared.leave_queue();
-        }
         let counters = &self.shared.counters;
+        for admission in self.scheduler.admissions.drain(..) {
+            self.shared.leave_queue();
+            self.shared.histograms.queue_time.observe_time(admission.waited);
+            add(&counters.prompt_tokens, admission.prompt_tokens);
+            add(&counters.prefix_cache_queries, admission.looked_up);
+            add(&counters.prefix_cache_hits, admission.found);
+        }
         let gauges = [
             (&counters.running, self.scheduler.running.len() as u64),
             (&counters.waiting, self.scheduler.waiting.len() as u64),
             (&counters.kv_blocks_used, self.scheduler.blocks.used_blocks() as u64),
+            (&counters.kv_blocks_cached, self.scheduler.blocks.named_blocks() as u64),
             (&counters.preemptions, self.scheduler.preemptions),
         ];
         for (counter, value) in gauges {

@@ -88,6 +88,7 @@ async fn start(
             stop_ids: model.tokenizer.stop_ids().to_vec(),
             sampling: request.sampling,
             deadline: Some(deadline),
+            cache_salt: None,
         })
         .map_err(|error| ApiError::from_engine(&error, &model.card.backend))?;
     tracing::info!(

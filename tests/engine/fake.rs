@@ -13,8 +13,8 @@ use worker_orcd::engine::Job;
 use worker_orcd::model::{KvGroupSpec, Recorder, StepHead};
 use worker_orcd_core::sampling::{SampleScratch, sample_row};
 use worker_orcd_core::{
-    Backend, BackendError, Caps, DType, Element, KvLayout, MemoryReport, NO_BLOCK, OutputValue, PlanId,
-    PlanProfile, Program, ProgramBuilder, SampleRow, StepInputs, StepOutputs, StepShape, WeightId,
+    Backend, BackendError, Caps, DType, Element, KvLayout, MemoryReport, NO_BLOCK, NO_SLOT, OutputValue,
+    PlanId, PlanProfile, Program, ProgramBuilder, SampleRow, StepInputs, StepOutputs, StepShape, WeightId,
     WeightSpec,
 };
 
@@ -69,6 +69,8 @@ pub(crate) struct Controls {
     pub(crate) refuse_next_step: AtomicBool,
     pub(crate) residency_violated: AtomicBool,
     pub(crate) steps: Mutex<Vec<StepRecord>>,
+    /// Plans run on nothing but padding, in order.
+    pub(crate) warmed: Mutex<Vec<u32>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -145,8 +147,11 @@ impl FakeBackend {
                 Ok(block as usize * layout.block_size + position as usize % layout.block_size)
             };
             let slot = inputs.slots[group][t] as usize;
-            if slot != slot_of(position)? {
+            if inputs.slots[group][t] != NO_SLOT && slot != slot_of(position)? {
                 return Err(refuse("slots", "slot and block table disagree"));
+            }
+            if inputs.slots[group][t] == NO_SLOT {
+                continue;
             }
             self.cache[group][slot] = Some((position, mix(state, group as u64)));
             let first = window.map_or(0, |window| (position + 1).saturating_sub(window as u32));
@@ -184,18 +189,21 @@ impl FakeBackend {
             ));
         }
         let mut held = 0;
-        for (group, table) in layout.groups.iter().zip(inputs.block_tables) {
+        for (index, (group, table)) in layout.groups.iter().zip(inputs.block_tables).enumerate() {
             let width = group.max_blocks_per_sequence;
             if table.len() != sequences * width {
                 return Err(refuse("block_tables", "wrong length"));
             }
-            let blocks: Vec<u32> = table.iter().copied().filter(|&block| block != NO_BLOCK).collect();
-            let distinct: HashSet<u32> = blocks.iter().copied().collect();
-            if distinct.len() != blocks.len()
-                || blocks.iter().any(|&block| block as usize >= group.num_blocks)
-            {
-                return Err(refuse("block_tables", "a block is shared or does not exist"));
+            for row in table.chunks(width) {
+                let blocks: Vec<u32> = row.iter().copied().filter(|&block| block != NO_BLOCK).collect();
+                let distinct: HashSet<u32> = blocks.iter().copied().collect();
+                if distinct.len() != blocks.len()
+                    || blocks.iter().any(|&block| block as usize >= group.num_blocks)
+                {
+                    return Err(refuse("block_tables", "a block is held twice or does not exist"));
+                }
             }
+            check_writes(layout.block_size, table, width, &inputs.slots[index], inputs)?;
             let count = |row: &[u32]| row.iter().filter(|&&block| block != NO_BLOCK).count();
             held = table.chunks(width).map(count).max().unwrap_or(0);
         }
@@ -246,7 +254,11 @@ impl Backend for FakeBackend {
         }
         let mut record = self.check(shape, inputs)?;
         record.sampled = penalties.is_some();
-        self.controls.steps.lock().unwrap().push(record);
+        if inputs.slots.iter().all(|slots| slots.iter().all(|&slot| slot == NO_SLOT)) {
+            self.controls.warmed.lock().unwrap().push(plan.0);
+        } else {
+            self.controls.steps.lock().unwrap().push(record);
+        }
         let states =
             (0..inputs.tokens.len()).map(|t| self.run_token(inputs, t)).collect::<Result<Vec<_>, _>>()?;
         let poisoned = |row: u32| {
@@ -311,6 +323,33 @@ impl Backend for FakeBackend {
     fn poison(&mut self) -> Result<(), BackendError> {
         Ok(())
     }
+}
+
+/// A block somebody writes in this step is in nobody else's table.
+fn check_writes(
+    block_size: usize,
+    table: &[u32],
+    width: usize,
+    slots: &[u32],
+    inputs: &StepInputs<'_>,
+) -> Result<(), BackendError> {
+    let written = slots.iter().zip(inputs.sequences).filter(|&(&slot, _)| slot != NO_SLOT);
+    let mut writers = std::collections::HashMap::new();
+    for (&slot, &sequence) in written {
+        if *writers.entry(slot / block_size as u32).or_insert(sequence) != sequence {
+            return Err(refuse("slots", "two sequences write one block"));
+        }
+    }
+    for (row, blocks) in table.chunks(width).enumerate() {
+        if blocks.iter().any(|block| writers.get(block).is_some_and(|&writer| writer as usize != row)) {
+            return Err(refuse("slots", "a shared block is written"));
+        }
+    }
+    let distinct: HashSet<u32> = slots.iter().copied().filter(|&slot| slot != NO_SLOT).collect();
+    if distinct.len() != slots.iter().filter(|&&slot| slot != NO_SLOT).count() {
+        return Err(refuse("slots", "two tokens share a slot"));
+    }
+    Ok(())
 }
 
 fn refuse(field: &'static str, reason: &str) -> BackendError {

@@ -32,6 +32,7 @@ fn job(id: impl Display, prompt: &[u32], max_tokens: usize) -> Job {
         stop_ids: vec![],
         sampling: Sampling::greedy(),
         deadline: None,
+        cache_salt: None,
     }
 }
 

@@ -46,6 +46,7 @@ fn expected(max_tokens: usize) -> String {
         stop_ids: vec![256],
         sampling: Sampling { temperature: 1.0, seed: 7, ..Sampling::greedy() },
         deadline: None,
+        cache_salt: None,
     };
     oracle(&model(), &job).into_iter().map(|id| char::from(id as u8)).collect()
 }
