@@ -92,6 +92,7 @@ impl Engine {
             sampler: Sampler::default(),
             ended: Vec::new(),
             speaks_first: true,
+            device_free: None,
             drain_by: None,
             last_check: Instant::now(),
         };

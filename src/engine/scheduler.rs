@@ -344,4 +344,44 @@ mod tests {
         assert_eq!(bench.outcome("2"), Some(true));
         assert_eq!(bench.scheduler.blocks.used_blocks(), 0);
     }
+
+    #[test]
+    fn no_stream_waits_for_a_prompt_and_nobody_overtakes() {
+        for (num_blocks, max_batch, token_budget) in [(200, 4, 4), (200, 4, 9), (60, 5, 16), (45, 3, 64)] {
+            let mut bench = Bench::with(num_blocks, max_batch, token_budget);
+            let mut first_seen: Vec<String> = vec![];
+            let mut steps = 0;
+            while steps < 40 || !bench.scheduler.is_idle() {
+                if steps < 40 {
+                    bench.submit(1 + steps * 37 % 90, 1 + steps * 13 % 40);
+                }
+                let ready = |sequence: &&Sequence| sequence.remaining() == 1 && sequence.generated() > 0;
+                let streams: Vec<String> = bench
+                    .scheduler
+                    .running
+                    .iter()
+                    .filter(ready)
+                    .map(|sequence| sequence.id.clone())
+                    .collect();
+                let step = bench.step();
+                let preempted =
+                    |id: &String| bench.scheduler.waiting.iter().any(|sequence| sequence.id == *id);
+                for id in streams {
+                    assert!(step.contains(&(id.clone(), 1)) || preempted(&id), "{id} waits in step {steps}");
+                }
+                let tokens: usize = step.iter().map(|&(_, count)| count).sum();
+                assert!((1..=token_budget).contains(&tokens), "{tokens} tokens in a step");
+                for (id, _) in step {
+                    if !first_seen.contains(&id) {
+                        first_seen.push(id);
+                    }
+                }
+                steps += 1;
+                assert!(steps < 10_000, "no progress");
+            }
+            let arrival: Vec<String> = (0..40).map(|id| id.to_string()).collect();
+            assert_eq!(first_seen, arrival);
+            assert!(bench.ended.iter().all(|sequence| sequence.outcome().is_some_and(Result::is_ok)));
+        }
+    }
 }

@@ -43,6 +43,8 @@ pub struct EngineStats {
     pub prefix_cache_queries: u64,
     /// Prompt tokens found there.
     pub prefix_cache_hits: u64,
+    /// Nanoseconds the device waited for the host: from a step's outputs to the next step, while there was work.
+    pub host_time_ns: u64,
     /// Tokens computed of prompts, and again after a preemption.
     pub prefill_tokens: u64,
     /// Tokens handed to listeners.
@@ -104,6 +106,7 @@ counters!(
     prefix_cache_queries,
     prefix_cache_hits,
     steps,
+    host_time_ns,
     prefill_tokens,
     generated_tokens,
     submitted,

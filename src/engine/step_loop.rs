@@ -52,6 +52,8 @@ pub(super) struct StepLoop {
     pub(super) ended: Vec<Sequence>,
     /// Whether listeners are told before a step is submitted, not after.
     pub(super) speaks_first: bool,
+    /// When the device began to wait for the next step; `None` = there was none to wait for.
+    pub(super) device_free: Option<Instant>,
     pub(super) drain_by: Option<Instant>,
     pub(super) last_check: Instant,
 }
@@ -91,6 +93,7 @@ impl StepLoop {
                 }
                 let interval = self.residency_interval.max(SHORTEST_CHECK_INTERVAL);
                 let wait = interval.saturating_sub(self.last_check.elapsed());
+                self.device_free = None;
                 match self.commands.recv_timeout(wait) {
                     Ok(command) => self.take(command),
                     Err(RecvTimeoutError::Timeout) => return true,
@@ -165,6 +168,10 @@ impl StepLoop {
             self.speak();
         }
         let start = Instant::now();
+        if let Some(free) = self.device_free {
+            let waited = start.saturating_duration_since(free);
+            add(&self.shared.counters.host_time_ns, waited.as_nanos() as usize);
+        }
         self.batch.with_inputs(|inputs| self.backend.submit(plan, inputs))?;
         self.speaks_first = start.elapsed() > PROMPT_SUBMIT;
         // The device works; meanwhile listeners are told and the queue moves.
@@ -175,7 +182,9 @@ impl StepLoop {
         self.backend.wait(self.plans.outputs(chooser))?;
         let (counters, histograms) = (&self.shared.counters, &self.shared.histograms);
         add(&counters.steps, 1);
-        histograms.step_duration.observe_time(start.elapsed());
+        let end = Instant::now();
+        self.device_free = Some(end);
+        histograms.step_duration.observe_time(end.saturating_duration_since(start));
         histograms.batch_size.observe(self.scheduler.step.len() as f64);
         let decoded = self.scheduler.decoding_in_step();
         add(&counters.prefill_tokens, tokens.saturating_sub(decoded));

@@ -3,15 +3,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail where it stands")]
 
 mod fake;
+mod figures;
 mod lifecycle;
 mod metamorphic;
+mod prefix;
 mod reference;
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use worker_orcd::engine::{
-    Engine, EngineError, EngineStats, FinishReason, Job, JobStream, Sampling, TokenEvent,
+    Engine, EngineError, EngineStats, FinishReason, Job, JobStream, Sampling, TokenEvent, Usage,
 };
 
 /// Longer than anything here takes; a test that waits this long has failed.
@@ -56,7 +58,12 @@ fn next_event(stream: &mut JobStream) -> Option<TokenEvent> {
 }
 
 /// Listens to the end; the indices are in order and nothing follows the last word.
-fn listen(mut stream: JobStream) -> Heard {
+fn listen(stream: JobStream) -> Heard {
+    listen_with_usage(stream).0
+}
+
+/// As [`listen`], with what the job cost if it ended well.
+fn listen_with_usage(mut stream: JobStream) -> (Heard, Option<Usage>) {
     let mut tokens = vec![];
     loop {
         match next_event(&mut stream).expect("the stream broke off") {
@@ -67,11 +74,11 @@ fn listen(mut stream: JobStream) -> Heard {
             TokenEvent::Finished { reason, usage } => {
                 assert_eq!(usage.generated_tokens, tokens.len());
                 assert_eq!(next_event(&mut stream), None);
-                return Heard { tokens, end: Ok(reason) };
+                return (Heard { tokens, end: Ok(reason) }, Some(usage));
             }
             TokenEvent::Failed { error } => {
                 assert_eq!(next_event(&mut stream), None);
-                return Heard { tokens, end: Err(error) };
+                return (Heard { tokens, end: Err(error) }, None);
             }
         }
     }
