@@ -10,9 +10,11 @@
 
 mod byte_alphabet;
 mod byte_bpe;
+pub mod chat;
 mod decode;
 mod error;
 mod gguf_bpe;
+pub mod harmony;
 mod hf_file;
 mod hf_json;
 mod load;
@@ -191,11 +193,46 @@ impl Tokenizer {
 
     /// The ids of a whole prompt: BOS first if the model wants it and the text does not bring it.
     pub fn encode_prompt(&self, text: &str, special: SpecialParsing) -> Vec<u32> {
-        let mut ids = self.encode(text, special);
+        self.with_bos(self.encode(text, special))
+    }
+
+    fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
         if let Some(bos) = self.ids.bos.filter(|bos| self.add_bos() && ids.first() != Some(bos)) {
             ids.insert(0, bos);
         }
         ids
+    }
+
+    /// The ids of a prompt of which parts are veiled: special tokens are looked for in `text` as it is, and what lies
+    /// between them is encoded, as [`SpecialParsing::Plain`], after `reveal` has shown what it really reads. BOS as in
+    /// [`Tokenizer::encode_prompt`].
+    pub(crate) fn encode_veiled_prompt(&self, text: &str, reveal: impl Fn(&str) -> String) -> Vec<u32> {
+        let mut ids = Vec::new();
+        for fragment in self.parsed.fragments(text) {
+            let range = match fragment {
+                Fragment::Token(id) => {
+                    ids.push(id);
+                    continue;
+                }
+                Fragment::Text(range) => range,
+            };
+            let revealed = reveal(text.get(range.clone()).unwrap_or_default());
+            for inner in self.visible.fragments(&revealed) {
+                match inner {
+                    Fragment::Token(id) => ids.push(id),
+                    Fragment::Text(part) => {
+                        let first = range.start == 0 && part.start == 0;
+                        self.encode_ordinary(revealed.get(part).unwrap_or_default(), first, &mut ids);
+                    }
+                }
+            }
+        }
+        self.with_bos(ids)
+    }
+
+    /// The spellings of all control and unknown tokens, which text of users must not become.
+    pub(crate) fn control_texts(&self) -> impl Iterator<Item = &str> {
+        self.parsed.tokens().iter().filter(|token| self.is_special(token.id)).map(|token| token.text.as_str())
     }
 
     /// Encodes a stretch of text without special tokens; `first` if the whole text begins with it.

@@ -69,6 +69,11 @@ impl SpecialMatcher {
         matcher
     }
 
+    /// The tokens, in no particular order.
+    pub(super) fn tokens(&self) -> &[WholeToken] {
+        &self.tokens
+    }
+
     /// The longest token that starts at byte `start` of `text`, with the end of its text.
     fn longest_at(&self, text: &str, start: usize) -> Option<(&WholeToken, usize)> {
         let mut node = 0;
