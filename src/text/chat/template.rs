@@ -23,7 +23,8 @@ const FUEL: u64 = 5_000_000;
 const MAX_OUTPUT_BYTES: usize = 128 * 1024 * 1024;
 /// Nesting of macro calls; they use the stack.
 const MAX_RECURSION: usize = 100;
-/// Values nest as deeply as a template likes and are dropped recursively. The memory is only reserved, not used.
+/// Expressions and values nest as deeply as a template likes and are walked and dropped recursively. The memory is only
+/// reserved, not used.
 const STACK_BYTES: usize = 1 << 30;
 
 const NAME: &str = "chat_template";
@@ -55,8 +56,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         let source = without_generation_tags(source).into_owned();
         let knows_developer = source.contains("developer");
-        environment.add_template_owned(NAME, source).map_err(|error| describe(&error))?;
-        Ok(Self { environment, knows_developer })
+        let added =
+            on_large_stack(|| environment.add_template_owned(NAME, source).map_err(|error| describe(&error)));
+        added.map(|()| Self { environment, knows_developer })
     }
 
     /// Whether the template has a place for messages of the role `developer`.
@@ -69,17 +71,7 @@ impl ChatTemplate {
     /// # Errors
     /// The template refuses, fails or exceeds a limit.
     pub fn render(&self, variables: &Map<String, Value>, date: Date) -> Result<String, ChatError> {
-        std::thread::scope(|scope| {
-            let rendering = std::thread::Builder::new()
-                .name(NAME.to_owned())
-                .stack_size(STACK_BYTES)
-                .spawn_scoped(scope, || self.render_here(variables, date));
-            let problem = |problem: &str| ChatError::Template { line: 0, problem: problem.to_owned() };
-            rendering
-                .map_err(|error| problem(&error.to_string()))?
-                .join()
-                .unwrap_or_else(|_| Err(problem("the template engine panicked")))
-        })
+        on_large_stack(|| self.render_here(variables, date))
     }
 
     fn render_here(&self, variables: &Map<String, Value>, date: Date) -> Result<String, ChatError> {
@@ -91,6 +83,16 @@ impl ChatTemplate {
         template.render_captured_to(variables, &mut output).map_err(|error| describe(&error))?;
         Ok(String::from_utf8_lossy(&output.0).into_owned())
     }
+}
+
+/// Runs `work` on a thread of its own with a stack that no nesting within the limits can exceed.
+fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, ChatError> + Send) -> Result<T, ChatError> {
+    let problem = |problem: &str| ChatError::Template { line: 0, problem: problem.to_owned() };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(NAME.to_owned()).stack_size(STACK_BYTES);
+        let running = thread.spawn_scoped(scope, work).map_err(|error| problem(&error.to_string()))?;
+        running.join().unwrap_or_else(|_| Err(problem("the template engine panicked")))
+    })
 }
 
 /// The rendered text; refuses to grow without end.

@@ -108,13 +108,10 @@ mod tests {
             "<|channel|>analysis to=functions.f code",
             "<|channel|>commentary<|channel|>analysis to=functions.f",
             "<|channel|>commentary to=functions.f<|channel|>final",
-            "<|channel|>to=functions.f",
             " to= functions.f<|channel|>commentary",
-            "to=functions.f",
+            " to=functions.f",
         ] {
-            if text != "<|channel|>to=functions.f" {
-                assert_eq!(read(text, true), call("f"), "{text}");
-            }
+            assert_eq!(read(text, true), call("f"), "{text}");
             assert_eq!(read(&format!("assistant{text}"), false), read(text, true), "{text}");
         }
         assert_eq!(read("<|channel|>commentary to=get_weather json", true), call("get_weather"));
