@@ -130,11 +130,6 @@ fn compatible(
     for (name, description, histogram) in [
         ("vllm:time_to_first_token_seconds", "Submission to first token.", &histograms.time_to_first_token),
         ("vllm:inter_token_latency_seconds", "Between two tokens.", &histograms.inter_token_latency),
-        (
-            "vllm:request_time_per_output_token_seconds",
-            "Between two tokens.",
-            &histograms.inter_token_latency,
-        ),
         ("vllm:request_queue_time_seconds", "Submission to admission.", &histograms.queue_time),
         ("vllm:request_prefill_time_seconds", "Admission to first token.", &histograms.prefill_time),
         ("vllm:request_decode_time_seconds", "First token to end.", &histograms.decode_time),
