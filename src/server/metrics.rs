@@ -17,8 +17,8 @@ pub async fn metrics(State(state): State<Arc<ServerState>>) -> ([(HeaderName, &'
 }
 
 fn exposed(state: &ServerState) -> String {
-    let model_name = state.model_name().unwrap_or_default();
-    let mut text = Exposition::labelled(&[("model_name", model_name)]);
+    let label = state.model_name().map(|name| ("model_name", name));
+    let mut text = Exposition::labelled(label.as_slice());
     text.gauge("worker_uptime_seconds", "Time since the worker began.", state.uptime().as_secs_f64());
     text.gauge("worker_requests_live", "Requests whose answer is not complete.", state.jobs.len());
     requests(&mut text, &state.tally);

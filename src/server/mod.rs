@@ -15,6 +15,7 @@ pub mod following;
 pub mod gate;
 pub mod generation;
 pub mod health;
+pub mod info;
 pub mod lifetime;
 pub mod log;
 pub mod metrics;
@@ -48,6 +49,14 @@ pub fn router(state: Arc<ServerState>) -> Router {
         .route("/ready", get(health::ready))
         .route("/live", get(health::live))
         .route("/metrics", get(metrics::metrics))
+        .route("/server_info", get(info::server_info))
+        .route("/get_server_info", get(info::server_info))
+        .route("/model_info", get(info::model_info))
+        .route("/get_model_info", get(info::model_info))
+        .route("/abort_request", post(control::abort_request))
+        .route("/tokenize", post(openai::tokenize::tokenize))
+        .route("/detokenize", post(openai::tokenize::detokenize))
+        .route("/apply-template", post(openai::tokenize::apply_template))
         .route("/v1/models", get(openai::models::models))
         .route("/v1/models/{*name}", get(openai::models::model))
         .route("/v1/completions", post(openai::completions::completions))

@@ -29,10 +29,22 @@ where
             StopCause::Drained => ApiError::drained(),
         }),
         () = tokio::time::sleep_until(deadline.into()) => return Err(timed_out()),
-        done = tokio::task::spawn_blocking(work) => {
-            done.map_err(|_| ApiError::of(ErrorCode::Internal, "the tokenizer has failed"))?
-        }
+        done = spawn(work) => done,
     };
     // Timers are coarse: a deadline of a millisecond may have passed unnoticed.
     if Instant::now() < deadline { done } else { Err(timed_out()) }
+}
+
+/// Does the work of a request that has neither name nor deadline.
+///
+/// # Errors
+///
+/// The work's own.
+pub async fn spawn<T, F>(work: F) -> Result<T, ApiError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, ApiError> + Send + 'static,
+{
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| ApiError::of(ErrorCode::Internal, "the tokenizer has failed"))?
 }

@@ -14,10 +14,14 @@ pub mod models;
 pub mod parameters;
 pub mod refused;
 pub mod reply;
+pub mod tokenize;
 
 pub use error::refusal;
 
+/// Paths outside `/v1` whose errors have OpenAI's shape all the same.
+const BESIDES: [&str; 3] = ["/tokenize", "/detokenize", "/apply-template"];
+
 /// Whether this path's errors have OpenAI's shape.
 pub fn owns(path: &str) -> bool {
-    path.starts_with("/v1/")
+    path.starts_with("/v1/") || BESIDES.contains(&path)
 }
