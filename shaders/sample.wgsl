@@ -1,7 +1,8 @@
 // sample: one token per output row, by the integer arithmetic of the host's sampler (core's `sampling`)
 //
-// logits [R, vocab] f32, penalised [R, vocab] f32 scratch, tokens [R, 1] u32; the rows' prepared parameters are in
-// `inputs`, twelve words each. Grid: (R) workgroups of 256.
+// logits [R, vocab] f32, scratch [R, vocab] u32, tokens [R, 1] u32; the rows' prepared parameters are in `inputs`, twelve
+// words each. Grid: (R) workgroups of 256. Lane l looks after the ids l, l + 256, ... in every pass; the scratch holds
+// first the penalised logits, then the weights, each written and read by the same lane.
 //
 // The only float arithmetic is the penalty's product and `(max - l) * scale`, one subtraction and one product; all three
 // are correctly rounded on every device, so the token equals the host's. From the weight on everything is an integer, sums
@@ -20,7 +21,7 @@ struct Params {
 }
 
 @group(0) @binding(2) var<storage, read_write> logits: array<f32>;
-@group(0) @binding(3) var<storage, read_write> penalised: array<f32>;
+@group(0) @binding(3) var<storage, read_write> scratch: array<u32>;
 @group(0) @binding(4) var<storage, read_write> tokens: array<u32>;
 
 const LANES = 256u;
@@ -46,11 +47,7 @@ var<workgroup> found: vec4<u32>;
 struct Row {
     base: u32,
     scale: f32,
-    max: f32,
-    min_weight: u32,
-    // Survivors are the logits from this key on, ties up to this id; and the weights likewise.
-    cut_key: u32,
-    cut_key_id: u32,
+    // Survivors are the weights from this one on, ties up to this id.
     cut_weight: u32,
     cut_weight_id: u32,
 }
@@ -102,23 +99,36 @@ fn ordered_key(bits: u32) -> u32 {
 
 fn logit(row: Row, id: u32) -> f32 {
     if (params.penalty_width > 0u) {
-        return penalised[row.base + id];
+        return bitcast<f32>(scratch[row.base + id]);
     }
     return logits[row.base + id];
 }
 
-// Weight of an id, 0 when a cut has removed it.
+// Weight of an id, 0 when a cut has removed it; valid after `weigh`.
 fn weight_of(row: Row, id: u32) -> u32 {
-    let value = logit(row, id);
-    let key = ordered_key(bitcast<u32>(value));
-    if (key < row.cut_key || (key == row.cut_key && id > row.cut_key_id)) {
-        return 0u;
+    let weight = scratch[row.base + id];
+    let removed = weight < row.cut_weight || (weight == row.cut_weight && id > row.cut_weight_id);
+    return select(weight, 0u, removed);
+}
+
+// Turns the scratch into weights: of the logits from key `cut.x` on, ties up to id `cut.y`, that reach `min_weight`.
+fn weigh(row: Row, lane: u32, largest: f32, min_weight: u32, cut: vec2<u32>) {
+    for (var id = lane; id < params.vocab; id += LANES) {
+        let value = logit(row, id);
+        let key = ordered_key(bitcast<u32>(value));
+        let weight = exp_weight((largest - value) * row.scale);
+        let removed = key < cut.x || (key == cut.x && id > cut.y) || weight < min_weight;
+        scratch[row.base + id] = select(weight, 0u, removed);
     }
-    let weight = exp_weight((row.max - value) * row.scale);
-    if (weight < row.min_weight || weight < row.cut_weight) {
-        return 0u;
+}
+
+// Adds to a bin; its low word's overflow is seen by exactly one of the lanes that add.
+fn add_to_bin(digit: u32, sum: vec2<u32>) {
+    let before = atomicAdd(&bins_low[digit], sum.x);
+    let high = sum.y + select(0u, 1u, before + sum.x < before);
+    if (high != 0u) {
+        atomicAdd(&bins_high[digit], high);
     }
-    return select(weight, 0u, weight == row.cut_weight && id > row.cut_weight_id);
 }
 
 // Rank (x) and summand (y) of an id.
@@ -159,6 +169,9 @@ fn find_cut(row: Row, lane: u32, mode: u32, target_sum: vec2<u32>) -> vec2<u32> 
         atomicStore(&bins_low[lane], 0u);
         atomicStore(&bins_high[lane], 0u);
         workgroupBarrier();
+        // Neighbours often share a digit: they are summed here before they queue for the bin.
+        var held = vec2<u32>();
+        var held_digit = 0u;
         for (var id = lane; id < params.vocab; id += LANES) {
             let element = ranked(row, id, mode);
             var digit = 0u;
@@ -175,12 +188,15 @@ fn find_cut(row: Row, lane: u32, mode: u32, target_sum: vec2<u32>) -> vec2<u32> 
                 belongs = element.x == rank && ((own ^ distance) >> shift) >> 8u == 0u;
             }
             if (belongs && element.y > 0u) {
-                let before = atomicAdd(&bins_low[digit], element.y);
-                if (before + element.y < before) {
-                    atomicAdd(&bins_high[digit], 1u);
+                if (digit != held_digit) {
+                    add_to_bin(held_digit, held);
+                    held = vec2<u32>();
+                    held_digit = digit;
                 }
+                held = add64(held, vec2<u32>(element.y, 0u));
             }
         }
+        add_to_bin(held_digit, held);
         workgroupBarrier();
         if (lane == 0u) {
             choose_bin(rest);
@@ -215,17 +231,17 @@ fn total_weight(row: Row, lane: u32) -> vec2<u32> {
     return workgroupUniformLoad(&found).xy;
 }
 
-// Copies the row into `penalised` with the listed ids' logits penalised once.
+// Copies the row into the scratch with the listed ids' logits penalised once.
 fn penalise(base: u32, row: u32, lane: u32, factors: vec2<f32>) {
     for (var id = lane; id < params.vocab; id += LANES) {
-        penalised[base + id] = logits[base + id];
+        scratch[base + id] = bitcast<u32>(logits[base + id]);
     }
     storageBarrier();
     for (var i = lane; i < params.penalty_width; i += LANES) {
         let id = inputs[params.penalty_at + row * params.penalty_width + i];
         if (id < params.vocab) {
             let raw = logits[base + id];
-            penalised[base + id] = raw * select(factors.x, factors.y, raw > 0.0);
+            scratch[base + id] = bitcast<u32>(raw * select(factors.x, factors.y, raw > 0.0));
         }
     }
     storageBarrier();
@@ -288,7 +304,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (params.penalty_width > 0u) {
         penalise(base, index, lane, vec2<f32>(bitcast<f32>(inputs[at + 1u]), bitcast<f32>(inputs[at + 2u])));
     }
-    var row = Row(base, bitcast<f32>(inputs[at]), 0.0, inputs[at + 3u], 0u, NO_TOKEN, 0u, NO_TOKEN);
+    var row = Row(base, bitcast<f32>(inputs[at]), 0u, NO_TOKEN);
     let best = find_max(row, lane);
     // Nothing above -inf, whose key this is.
     let none = best.z != 0u || best.x <= 0x007fffffu;
@@ -298,13 +314,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         return;
     }
-    row.max = logit(row, best.y);
+    let largest = logit(row, best.y);
     let top_k = inputs[at + 4u];
+    var top_cut = vec2<u32>(0u, NO_TOKEN);
     if (top_k < params.vocab) {
-        let cut = find_cut(row, lane, BY_LOGIT, vec2<u32>(top_k, 0u));
-        row.cut_key = cut.x;
-        row.cut_key_id = cut.y;
+        top_cut = find_cut(row, lane, BY_LOGIT, vec2<u32>(top_k, 0u));
     }
+    // Every lane has read the largest logit before its place is overwritten.
+    storageBarrier();
+    weigh(row, lane, largest, inputs[at + 3u], top_cut);
     if (inputs[at + 6u] == 0u) {
         let needed = share64(total_weight(row, lane), inputs[at + 5u]);
         let cut = find_cut(row, lane, BY_WEIGHT, needed);

@@ -172,7 +172,9 @@ fn no_value_of_any_key_panics() {
                         assert!(recorded.is_ok(), "{preset}, {key} = {about}: {:?}", recorded.err());
                     }
                 }
-                let _either_way = tokenizer(&gguf);
+                if key.starts_with("tokenizer.") || key.starts_with("general.") {
+                    let _either_way = tokenizer(&gguf);
+                }
             }
         }
     }

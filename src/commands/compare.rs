@@ -24,7 +24,6 @@ pub struct CompareArgs {
         env = "WORKER_ORCD_BACKENDS",
         value_enum,
         value_delimiter = ',',
-        num_args = 2,
         default_value = "reference,wgpu"
     )]
     backends: Vec<BackendChoice>,

@@ -54,13 +54,11 @@ pub fn run(args: &LogitsArgs, out: &mut dyn Write) -> Result<(), CommandError> {
                 let info = program.value(*id);
                 write_npy(&folder.join(format!("{}.npy", info.label)), value, info.width)?;
             }
-            match values.iter().rev().find_map(|value| match value {
+            let activations = values.iter().rev().find_map(|value| match value {
                 OutputValue::F32(values) => Some(values.clone()),
                 OutputValue::U32(_) => None,
-            }) {
-                Some(logits) => logits,
-                None => vec![],
-            }
+            });
+            activations.unwrap_or_default()
         }
     };
     if args.json {

@@ -57,23 +57,8 @@ pub enum CommandError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// The device has too little memory for the model and the settings.
-    #[error(
-        "{model} does not fit on device {device}: {required_bytes} bytes needed, {available_bytes} available\n{table}"
-    )]
-    NoRoom {
-        /// The file.
-        model: String,
-        /// Its index.
-        device: usize,
-        /// Free bytes.
-        available_bytes: u64,
-        /// Planned bytes.
-        required_bytes: u64,
-        /// Planned bytes by purpose.
-        table: String,
-        /// The same as a device error.
-        source: BackendError,
-    },
+    #[error(transparent)]
+    NoRoom(Box<NoRoom>),
     /// Two backends part.
     #[error("backends differ first at {label}: NMSE {nmse:.3e}{margin}")]
     Differs {
@@ -84,6 +69,24 @@ pub enum CommandError {
         /// The router's margin, when experts differ.
         margin: String,
     },
+}
+
+/// What was needed, what there is, and for what.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{model} does not fit on device {device}: {required_bytes} bytes needed, {available_bytes} available\n{table}"
+)]
+pub struct NoRoom {
+    /// The file.
+    pub model: String,
+    /// Index of the device.
+    pub device: usize,
+    /// Free bytes.
+    pub available_bytes: u64,
+    /// Planned bytes.
+    pub required_bytes: u64,
+    /// Planned bytes by purpose.
+    pub table: String,
 }
 
 impl CommandError {

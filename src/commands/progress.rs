@@ -12,7 +12,11 @@ use super::args::OpenModel;
 ///
 /// # Errors
 /// Bad weights, or the device has no room.
-pub fn upload(open: &OpenModel, backend: &mut dyn Backend, chunk_bytes: usize) -> Result<(), CommandError> {
+pub(super) fn upload(
+    open: &OpenModel,
+    backend: &mut dyn Backend,
+    chunk_bytes: usize,
+) -> Result<(), CommandError> {
     let total: u64 = open.model.specs().iter().map(|spec| spec.bytes().unwrap_or(0) as u64).sum();
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total) } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec}") {

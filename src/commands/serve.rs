@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use worker_orcd_core::{Backend, BackendError, MemoryReport};
+use worker_orcd_core::{Backend, MemoryReport};
 
-use super::CommandError;
 use super::args::OpenModel;
 use super::plan::table;
+use super::{CommandError, NoRoom};
 use crate::config::WorkerConfig;
 use crate::device;
 use crate::engine::{Engine, EngineConfig, memory_plan};
@@ -118,18 +118,13 @@ fn check_room(backend: &dyn Backend, plan: &MemoryReport, config: &WorkerConfig)
     if free == 0 || plan.total_bytes() <= free {
         return Ok(());
     }
-    Err(CommandError::NoRoom {
+    Err(CommandError::NoRoom(Box::new(NoRoom {
         model: config.model.model.display().to_string(),
         device: config.gpu_device,
         available_bytes: free,
         required_bytes: plan.total_bytes(),
         table: table(plan),
-        source: BackendError::OutOfMemory {
-            purpose: "weights",
-            requested_bytes: plan.total_bytes(),
-            available_bytes: free,
-        },
-    })
+    })))
 }
 
 fn model_card(model: &Model, backend: &dyn Backend, kv_block_size: usize) -> ModelCard {

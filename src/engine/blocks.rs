@@ -56,6 +56,7 @@ pub struct CacheBlocks {
     block_size: usize,
     chunk: usize,
     groups: Vec<Group>,
+    releases: u64,
 }
 
 impl CacheBlocks {
@@ -66,12 +67,17 @@ impl CacheBlocks {
             window,
         };
         let groups = layout.groups.iter().zip(windows).map(group).collect();
-        Self { block_size: layout.block_size, chunk, groups }
+        Self { block_size: layout.block_size, chunk, groups, releases: 0 }
     }
 
     /// Positions per block.
     pub const fn block_size(&self) -> usize {
         self.block_size
+    }
+
+    /// How often a sequence gave everything back. While this stands still, what did not fit does not fit.
+    pub const fn releases(&self) -> u64 {
+        self.releases
     }
 
     /// Number of groups.
@@ -102,7 +108,10 @@ impl CacheBlocks {
         for (group, table) in self.groups.iter_mut().zip(&mut blocks.tables) {
             let behind = group.first_visible(start, self.block_size).min(table.entries.len());
             for entry in table.entries.iter_mut().take(behind).skip(table.passed) {
-                group.pool.release(std::mem::replace(entry, NO_BLOCK));
+                let block = std::mem::replace(entry, NO_BLOCK);
+                if block != NO_BLOCK {
+                    group.pool.pass(block);
+                }
             }
             table.passed = table.passed.max(behind);
         }
@@ -123,6 +132,7 @@ impl CacheBlocks {
 
     /// Gives back everything a sequence holds, the last block first: of what stays cached, beginnings live longest.
     pub fn release(&mut self, blocks: &mut SequenceBlocks) {
+        self.releases += 1;
         for (group, table) in self.groups.iter_mut().zip(&mut blocks.tables) {
             for block in table.entries.drain(..).skip(table.passed).rev().filter(|&block| block != NO_BLOCK) {
                 group.pool.release(block);
@@ -176,7 +186,9 @@ impl CacheBlocks {
             for key in &prefix[table.passed..] {
                 let block = group.pool.find(key);
                 debug_assert!(block.is_some(), "a block of the prefix is gone");
-                block.into_iter().for_each(|block| group.pool.retain(block));
+                if let Some(block) = block {
+                    group.pool.retain(block);
+                }
                 // A hole would be refused by the device, not read.
                 table.entries.push(block.unwrap_or(NO_BLOCK));
             }

@@ -1,8 +1,8 @@
 //! Runs one sequence step by step without a scheduler: what `logits`, `perplexity`, `compare` and `bench` need.
 
 use worker_orcd_core::{
-    Backend, BackendError, KvElement, KvLayout, OutputValue, PlanId, Program, SampleRow, StepInputs,
-    StepOutputs, StepShape,
+    Backend, BackendError, KvElement, KvLayout, OutputValue, PlanId, PlanProfile, Program, SampleRow,
+    StepInputs, StepOutputs, StepShape,
 };
 
 use crate::model::{Recorder, StepHead};
@@ -27,9 +27,14 @@ const BLOCK_SIZE: usize = 16;
 /// One sequence on one device.
 pub struct DirectRun {
     backend: Box<dyn Backend>,
+    /// The smallest first; the last takes a whole chunk.
+    steps: Vec<Step>,
+    tables: Vec<Vec<u32>>,
+}
+
+struct Step {
     program: Program,
     plan: PlanId,
-    tables: Vec<Vec<u32>>,
     outputs: StepOutputs,
 }
 
@@ -56,28 +61,42 @@ impl DirectRun {
             element: options.element,
             groups: groups.iter().map(|group| group.layout(blocks, blocks)).collect(),
         })?;
-        let shape = StepShape { tokens: options.chunk, rows: options.rows, sequences: 1 };
-        let mut program = recorder.record(shape, StepHead::Logits)?;
-        if options.tapped {
-            program = program.tapped();
+        let whole = StepShape { tokens: options.chunk, rows: options.rows, sequences: 1 };
+        let single = StepShape { tokens: 1, rows: 1, sequences: 1 };
+        // A single token has its own plan, as it has in the engine, unless every value is wanted of one program.
+        let shapes = if options.tapped || whole == single { vec![whole] } else { vec![single, whole] };
+        let mut programs = vec![];
+        for shape in shapes {
+            let program = recorder.record(shape, StepHead::Logits)?;
+            programs.push(if options.tapped { program.tapped() } else { program });
         }
-        let plan = backend.compile(std::slice::from_ref(&program))?;
-        let missing =
-            || BackendError::Program { label: program.name().into(), reason: "no plan came back".into() };
-        let plan = plan.first().copied().ok_or_else(missing)?;
-        let tables = vec![(0..blocks as u32).collect(); groups.len()];
-        let outputs = StepOutputs::for_program(&program);
-        Ok(Self { backend, program, plan, tables, outputs })
+        let plans = backend.compile(&programs)?;
+        let step = |(program, plan): (Program, PlanId)| {
+            let outputs = StepOutputs::for_program(&program);
+            Step { program, plan, outputs }
+        };
+        let steps = programs.into_iter().zip(plans).map(step).collect();
+        Ok(Self { backend, steps, tables: vec![(0..blocks as u32).collect(); groups.len()] })
     }
 
-    /// The recorded step.
-    pub const fn program(&self) -> &Program {
-        &self.program
+    /// The recorded step of a whole chunk.
+    pub fn program(&self) -> &Program {
+        &self.steps[self.steps.len() - 1].program
     }
 
     /// The device.
     pub fn backend(&self) -> &dyn Backend {
         self.backend.as_ref()
+    }
+
+    /// Runs one token with a clock around every part of the step.
+    ///
+    /// # Errors
+    /// A device error.
+    pub fn profile(&mut self, token: u32, position: usize) -> Result<PlanProfile, BackendError> {
+        let Self { backend, steps, tables } = self;
+        let plan = steps[0].plan;
+        with_inputs(tables, &[token], position, &[0], |inputs| backend.profile(plan, inputs))
     }
 
     /// Runs `tokens` at positions `start..`, handing back the declared outputs; the cache keeps what came before.
@@ -90,25 +109,17 @@ impl DirectRun {
         start: usize,
         out_rows: &[u32],
     ) -> Result<&[OutputValue], BackendError> {
-        let positions: Vec<u32> = (start as u32..).take(tokens.len()).collect();
-        let sequences = vec![0; tokens.len()];
-        // Blocks are held in order, so a position is its own slot.
-        let slots: Vec<&[u32]> = self.tables.iter().map(|_| positions.as_slice()).collect();
-        let tables: Vec<&[u32]> = self.tables.iter().map(Vec::as_slice).collect();
-        let sampling = vec![SampleRow::GREEDY; out_rows.len()];
-        let inputs = StepInputs {
-            tokens,
-            positions: &positions,
-            sequences: &sequences,
-            slots: &slots,
-            block_tables: &tables,
-            out_rows,
-            sampling: &sampling,
-            penalty_tokens: &[],
+        let fits = |step: &Step| {
+            let shape = step.program.shape();
+            tokens.len() <= shape.tokens && out_rows.len() <= shape.rows
         };
-        self.backend.submit(self.plan, &inputs)?;
-        self.backend.wait(&mut self.outputs)?;
-        Ok(&self.outputs.values)
+        // What fits nowhere is refused by the largest plan, by name.
+        let index = self.steps.iter().position(fits).unwrap_or(self.steps.len() - 1);
+        let Self { backend, steps, tables } = self;
+        let step = &mut steps[index];
+        with_inputs(tables, tokens, start, out_rows, |inputs| backend.submit(step.plan, inputs))?;
+        backend.wait(&mut step.outputs)?;
+        Ok(&step.outputs.values)
     }
 
     /// Runs a whole prompt from position 0 in chunks and returns the last position's logits.
@@ -116,8 +127,8 @@ impl DirectRun {
     /// # Errors
     /// An empty prompt, or a device error.
     pub fn last_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, BackendError> {
-        let chunk = self.program.shape().tokens;
-        let logits = self.program.outputs().len() - 1;
+        let chunk = self.program().shape().tokens;
+        let logits = self.program().outputs().len() - 1;
         let mut start = 0;
         for part in tokens.chunks(chunk) {
             let last = start + part.len() == tokens.len();
@@ -130,4 +141,30 @@ impl DirectRun {
         }
         Err(BackendError::Input { field: "tokens", reason: "a prompt needs at least one token".into() })
     }
+}
+
+/// The inputs of consecutive positions of one sequence whose blocks are held in order, so that a position is its own
+/// slot.
+fn with_inputs<T>(
+    tables: &[Vec<u32>],
+    tokens: &[u32],
+    start: usize,
+    out_rows: &[u32],
+    run: impl FnOnce(&StepInputs<'_>) -> T,
+) -> T {
+    let positions: Vec<u32> = (start as u32..).take(tokens.len()).collect();
+    let sequences = vec![0; tokens.len()];
+    let slots: Vec<&[u32]> = tables.iter().map(|_| positions.as_slice()).collect();
+    let tables: Vec<&[u32]> = tables.iter().map(Vec::as_slice).collect();
+    let sampling = vec![SampleRow::GREEDY; out_rows.len()];
+    run(&StepInputs {
+        tokens,
+        positions: &positions,
+        sequences: &sequences,
+        slots: &slots,
+        block_tables: &tables,
+        out_rows,
+        sampling: &sampling,
+        penalty_tokens: &[],
+    })
 }

@@ -1,70 +1,98 @@
 //! The blocks of one group: which are held, and what those that nobody holds still contain.
 //!
 //! A block that nobody holds keeps its content until it is needed for something else. Blocks without a name are taken
-//! first, then the named ones, the longest unused first.
+//! first. Of the named ones, those a sequence left behind its window on its way are many and seldom resumed from; those
+//! it ended with, or that were found once, are few and worth more. Each kind gives way when it has more idle blocks than
+//! the other, the longest unused first: so one long prompt does not push out what every other sequence could resume from.
 
 use std::collections::HashMap;
 
 use super::prefix::BlockKey;
 
-/// Blocks nobody holds, in the order they are taken: a doubly linked ring through arrays, so that a block in the middle
-/// is taken out without a search.
-#[derive(Clone, Debug)]
-struct IdleRing {
-    next: Vec<u32>,
-    previous: Vec<u32>,
-    length: usize,
+/// Why a block is idle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Idle {
+    /// It holds nothing anybody could find.
+    Nameless,
+    /// It fell behind its sequence's window.
+    Passed,
+    /// Its sequence ended, or it was found before.
+    Kept,
 }
 
-impl IdleRing {
-    /// A ring of every block below `count`, ascending. Entry `count` is the ring's seam.
+/// Blocks nobody holds: a doubly linked ring for each [`Idle`], through arrays, so that a block in the middle is taken
+/// out without a search.
+#[derive(Clone, Debug)]
+struct IdleBlocks {
+    next: Vec<u32>,
+    previous: Vec<u32>,
+    kinds: Vec<Idle>,
+    lengths: [usize; 3],
+}
+
+impl IdleBlocks {
+    /// Every block below `count`, nameless, ascending. The last three places are the seams of the rings.
     fn full(count: usize) -> Self {
-        let places = count as u32 + 1;
-        Self {
-            next: (0..places).map(|place| (place + 1) % places).collect(),
-            previous: (0..places).map(|place| (place + places - 1) % places).collect(),
-            length: count,
-        }
+        let seams = count as u32..count as u32 + 3;
+        let (next, previous) = ((0..count as u32).chain(seams.clone()).collect(), (0..seams.end).collect());
+        let kinds = vec![Idle::Nameless; count];
+        let mut idle = Self { next, previous, kinds, lengths: [0; 3] };
+        (0..count as u32).for_each(|block| idle.push_last(Idle::Nameless, block));
+        idle
     }
 
-    fn seam(&self) -> u32 {
-        self.next.len() as u32 - 1
+    fn seam(&self, kind: Idle) -> u32 {
+        (self.kinds.len() + kind as usize) as u32
     }
 
-    fn first(&self) -> Option<u32> {
-        let first = self.next[self.seam() as usize];
-        (first != self.seam()).then_some(first)
+    fn length(&self, kind: Idle) -> usize {
+        self.lengths[kind as usize]
     }
 
-    fn insert_between(&mut self, before: u32, block: u32, after: u32) {
+    fn first(&self, kind: Idle) -> Option<u32> {
+        let first = self.next[self.seam(kind) as usize];
+        (first != self.seam(kind)).then_some(first)
+    }
+
+    fn insert_between(&mut self, kind: Idle, before: u32, block: u32, after: u32) {
         self.next[before as usize] = block;
         self.previous[block as usize] = before;
         self.next[block as usize] = after;
         self.previous[after as usize] = block;
-        self.length += 1;
+        self.kinds[block as usize] = kind;
+        self.lengths[kind as usize] += 1;
     }
 
-    fn push_first(&mut self, block: u32) {
-        let seam = self.seam();
-        self.insert_between(seam, block, self.next[seam as usize]);
+    fn push_first(&mut self, kind: Idle, block: u32) {
+        let seam = self.seam(kind);
+        self.insert_between(kind, seam, block, self.next[seam as usize]);
     }
 
-    fn push_last(&mut self, block: u32) {
-        let seam = self.seam();
-        self.insert_between(self.previous[seam as usize], block, seam);
+    fn push_last(&mut self, kind: Idle, block: u32) {
+        let seam = self.seam(kind);
+        self.insert_between(kind, self.previous[seam as usize], block, seam);
     }
 
     fn remove(&mut self, block: u32) {
         let (before, after) = (self.previous[block as usize], self.next[block as usize]);
         self.next[before as usize] = after;
         self.previous[after as usize] = before;
-        self.length -= 1;
+        self.lengths[self.kinds[block as usize] as usize] -= 1;
+    }
+
+    /// The block to give away next.
+    fn cheapest(&self) -> Option<u32> {
+        let (passed, kept) = (Idle::Passed, Idle::Kept);
+        let longer = if self.length(passed) >= self.length(kept) { passed } else { kept };
+        self.first(Idle::Nameless).or_else(|| self.first(longer))
     }
 
     fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        std::iter::successors(self.first(), |&block| {
-            let next = self.next[block as usize];
-            (next != self.seam()).then_some(next)
+        [Idle::Nameless, Idle::Passed, Idle::Kept].into_iter().flat_map(move |kind| {
+            std::iter::successors(self.first(kind), move |&block| {
+                let next = self.next[block as usize];
+                (next != self.seam(kind)).then_some(next)
+            })
         })
     }
 }
@@ -76,7 +104,9 @@ pub struct BlockPool {
     /// Name of each block's content; unnamed blocks are still being filled, or hold what another block holds too.
     keys: Vec<Option<BlockKey>>,
     named: HashMap<BlockKey, u32>,
-    idle: IdleRing,
+    /// Blocks whose content was found since it was named.
+    proven: Vec<bool>,
+    idle: IdleBlocks,
 }
 
 impl BlockPool {
@@ -86,17 +116,19 @@ impl BlockPool {
             references: vec![0; num_blocks],
             keys: vec![None; num_blocks],
             named: HashMap::with_capacity(num_blocks),
-            idle: IdleRing::full(num_blocks),
+            proven: vec![false; num_blocks],
+            idle: IdleBlocks::full(num_blocks),
         }
     }
 
     /// Takes a block with one reference and forgets its content; `None` when every block is held.
     pub fn allocate(&mut self) -> Option<u32> {
-        let block = self.idle.first()?;
+        let block = self.idle.cheapest()?;
         self.idle.remove(block);
         if let Some(key) = self.keys[block as usize].take() {
             self.named.remove(&key);
         }
+        self.proven[block as usize] = false;
         self.references[block as usize] = 1;
         Some(block)
     }
@@ -109,23 +141,34 @@ impl BlockPool {
             self.idle.remove(block);
         }
         *references += 1;
+        self.proven[block as usize] = true;
     }
 
     /// Drops a reference. When it was the last, the block may be taken for something else; until then it keeps what
     /// it is named for.
     pub fn release(&mut self, block: u32) {
+        self.drop_reference(block, Idle::Kept);
+    }
+
+    /// As [`Self::release`], for a block that its sequence goes on without.
+    pub fn pass(&mut self, block: u32) {
+        self.drop_reference(block, if self.proven[block as usize] { Idle::Kept } else { Idle::Passed });
+    }
+
+    fn drop_reference(&mut self, block: u32, kind: Idle) {
         let references = &mut self.references[block as usize];
         debug_assert!(*references > 0, "block {block} is free already");
         if *references == 0 {
             return;
         }
         *references -= 1;
-        if *references == 0 {
-            if self.keys[block as usize].is_some() {
-                self.idle.push_last(block);
-            } else {
-                self.idle.push_first(block);
-            }
+        if *references > 0 {
+            return;
+        }
+        if self.keys[block as usize].is_some() {
+            self.idle.push_last(kind, block);
+        } else {
+            self.idle.push_first(Idle::Nameless, block);
         }
     }
 
@@ -150,7 +193,7 @@ impl BlockPool {
 
     /// Blocks nobody holds.
     pub fn free_blocks(&self) -> usize {
-        self.idle.length
+        self.idle.lengths.iter().sum()
     }
 
     /// Blocks whose content has a name, held or not.
@@ -188,7 +231,7 @@ impl BlockPool {
             self.keys.iter().enumerate().filter_map(|(block, key)| Some((block as u32, key.as_ref()?)));
         left.iter().all(|&references| references == 0)
             && free.iter().zip(&self.references).all(|(&free, &references)| free == (references == 0))
-            && free.iter().filter(|&&free| free).count() == self.idle.length
+            && free.iter().filter(|&&free| free).count() == self.free_blocks()
             && named.clone().count() == self.named.len()
             && named.clone().all(|(block, key)| self.find(key) == Some(block))
     }
@@ -247,5 +290,29 @@ mod tests {
         pool.name(blocks[0], keys[1]);
         assert_eq!((pool.find(&keys[0]), pool.find(&keys[1])), (Some(blocks[0]), None));
         assert!(pool.matches(blocks.into_iter()));
+    }
+
+    #[test]
+    fn a_long_passage_spares_what_others_ended_with() {
+        let (mut pool, keys) = (BlockPool::new(8), keys(40));
+        let ended: Vec<u32> = (0..3).map(|_| pool.allocate().unwrap()).collect();
+        for (&block, &key) in ended.iter().zip(&keys) {
+            pool.name(block, key);
+            pool.release(block);
+        }
+        for &key in &keys[3..40] {
+            let block = pool.allocate().unwrap();
+            pool.name(block, key);
+            pool.pass(block);
+        }
+        assert!(keys[..3].iter().all(|key| pool.find(key).is_some()));
+        // What was found once is worth as much.
+        let found = pool.find(&keys[39]).unwrap();
+        pool.retain(found);
+        pool.pass(found);
+        assert_eq!((pool.idle.length(Idle::Passed), pool.idle.length(Idle::Kept)), (4, 4));
+        let taken: Vec<u32> = (0..8).map(|_| pool.allocate().unwrap()).collect();
+        assert_eq!(taken.iter().position(|&block| block == found), Some(7));
+        assert!(pool.matches(taken.into_iter()));
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct Scheduler {
     pub(super) preemptions: u64,
     /// First admissions since somebody took note of them.
     pub(super) admissions: Vec<Admission>,
+    /// Releases seen when the head of the queue was last found too large; it is not measured again before the next.
+    refused_at: Option<u64>,
     max_batch: usize,
     token_budget: usize,
 }
@@ -51,6 +53,7 @@ impl Scheduler {
             step: Vec::with_capacity(max_batch),
             preemptions: 0,
             admissions: Vec::with_capacity(max_batch),
+            refused_at: None,
             max_batch,
             token_budget: token_budget.max(max_batch),
         }
@@ -128,10 +131,14 @@ impl Scheduler {
                 // Swept out before the next step; nobody overtakes it for that long.
                 return;
             }
+            if !self.running.is_empty() && self.refused_at == Some(self.blocks.releases()) {
+                return;
+            }
             let running = self.running.iter().map(|sequence| (&sequence.blocks, sequence.tokens.len()));
             let alone = self.running.is_empty();
             let prefix = self.blocks.longest_prefix(sequence.reusable());
             if !alone && !self.blocks.can_hold_beside(tokens + 1, prefix, &running) {
+                self.refused_at = Some(self.blocks.releases());
                 return;
             }
             let mut blocks = SequenceBlocks::default();

@@ -158,8 +158,8 @@ impl Keys<'_> {
         format!("{}.{name}", self.prefix)
     }
 
-    fn range_error(&self, name: &str, found: impl ToString, rule: impl Into<String>) -> ModelError {
-        ModelError::Key { key: self.key(name), found: found.to_string(), rule: rule.into() }
+    fn range_error(&self, name: &str, found: impl std::fmt::Display, rule: impl Into<String>) -> ModelError {
+        ModelError::Key { key: self.key(name), found: format!("{found}"), rule: rule.into() }
     }
 
     fn optional(&self, name: &str, low: u64, high: u64) -> Result<Option<usize>, ModelError> {
@@ -402,7 +402,6 @@ fn rope_scaling(keys: &Keys<'_>, architecture: Architecture) -> Result<RopeScali
     };
     match kind {
         "none" => Ok(RopeScaling::None),
-        "linear" if factor == 1.0 => Ok(RopeScaling::None),
         "linear" => Ok(RopeScaling::Linear { factor }),
         "yarn" => yarn(keys, factor, original),
         other => Err(keys.range_error("rope.scaling.type", other, "must be none, linear or yarn")),

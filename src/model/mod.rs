@@ -276,7 +276,7 @@ impl Model {
         let mut done = 0;
         for (index, entry) in self.weights.iter().enumerate() {
             if let (true, WeightSource::Stored { tensor, ranges }) = (entry.is_quantised(), &entry.source) {
-                self.check_content(gguf, *tensor, ranges).map_err(|error| error.in_file(gguf))?;
+                Self::check_content(gguf, *tensor, ranges).map_err(|error| error.in_file(gguf))?;
             }
             let id = entry.with_chunks(gguf, chunk_bytes, |chunks| backend.upload(&entry.spec, chunks))?;
             if id.0 as usize != index {
@@ -290,7 +290,6 @@ impl Model {
     }
 
     fn check_content(
-        &self,
         gguf: &Gguf,
         tensor: usize,
         ranges: &[std::ops::Range<usize>],

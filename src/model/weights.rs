@@ -96,8 +96,8 @@ impl<'g> Declarer<'g> {
         let (tensor, info) = self.tensor(name, [cols, total, 1])?;
         let row_bytes = info.row_bytes() as usize;
         let spec = WeightSpec::matrix(part_label(name, &rows, total), info.dtype, rows.len(), cols);
-        let ranges = vec![rows.start * row_bytes..rows.end * row_bytes];
-        Ok(self.push(spec, WeightSource::Stored { tensor, ranges }))
+        let bytes = rows.start * row_bytes..rows.end * row_bytes;
+        Ok(self.push(spec, WeightSource::Stored { tensor, ranges: [bytes].into() }))
     }
 
     /// Some rows of every expert of a stack of `[experts, total, cols]`.
@@ -115,11 +115,11 @@ impl<'g> Declarer<'g> {
         let row_bytes = info.row_bytes() as usize;
         let spec = WeightSpec::experts(part_label(name, &rows, total), info.dtype, experts, rows.len(), cols);
         let range = |first: usize| (first + rows.start) * row_bytes..(first + rows.end) * row_bytes;
-        let ranges = if rows.len() == total {
-            vec![0..experts * total * row_bytes]
-        } else {
-            (0..experts).map(|expert| range(expert * total)).collect()
-        };
+        // Whole experts lie one after the other: one range serves.
+        let whole = 0..experts * total * row_bytes;
+        let pieces: Vec<_> = std::iter::once(whole).filter(|_| rows.len() == total).collect();
+        let ranges =
+            if pieces.is_empty() { (0..experts).map(|e| range(e * total)).collect() } else { pieces };
         Ok(self.push(spec, WeightSource::Stored { tensor, ranges }))
     }
 

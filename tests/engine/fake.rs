@@ -203,7 +203,7 @@ impl FakeBackend {
                     return Err(refuse("block_tables", "a block is held twice or does not exist"));
                 }
             }
-            check_writes(layout.block_size, table, width, &inputs.slots[index], inputs)?;
+            check_writes(layout.block_size, table, width, inputs.slots[index], inputs)?;
             let count = |row: &[u32]| row.iter().filter(|&&block| block != NO_BLOCK).count();
             held = table.chunks(width).map(count).max().unwrap_or(0);
         }

@@ -3,6 +3,8 @@
 //! Two layers with shared key/value heads: the first sees everything, the second a window. The truth is the same
 //! program driven by hand, one sequence at a time, whole prompts, blocks in order.
 
+use std::sync::{Arc, Mutex};
+
 use worker_orcd::engine::{
     Engine, EngineConfig, FinishReason, Job, KvBudget, Sampling, TokenEvent, TokenLogprobs,
 };
@@ -74,7 +76,7 @@ impl Tiny {
             let values: Vec<f32> = (0..spec.elements()).map(|index| value(index, &mut rng)).collect();
             backend.upload(spec, &mut std::iter::once(bytemuck::cast_slice(&values))).unwrap();
         }
-        Poisoned(backend)
+        Poisoned(backend, Gate::default())
     }
 }
 
@@ -146,7 +148,10 @@ impl Recorder for Tiny {
 
 /// The interpreter, poisoned once it is compiled: whatever was never written shows.
 #[derive(Debug)]
-struct Poisoned(ReferenceBackend);
+struct Poisoned(ReferenceBackend, Gate);
+
+/// While somebody holds it, no step begins.
+type Gate = Arc<Mutex<()>>;
 
 impl Backend for Poisoned {
     fn name(&self) -> &'static str {
@@ -176,6 +181,7 @@ impl Backend for Poisoned {
     }
 
     fn submit(&mut self, plan: PlanId, inputs: &StepInputs<'_>) -> Result<(), BackendError> {
+        drop(self.1.lock().unwrap());
         self.0.submit(plan, inputs)
     }
 
@@ -270,9 +276,11 @@ fn jobs() -> Vec<Job> {
     lengths.iter().enumerate().map(make).collect()
 }
 
-fn engine(config: EngineConfig) -> Engine {
+fn engine(config: EngineConfig) -> (Engine, Gate) {
     let tiny = Tiny::declared();
-    Engine::start(Box::new(tiny.backend()), &tiny, config).unwrap()
+    let backend = tiny.backend();
+    let gate = Arc::clone(&backend.1);
+    (Engine::start(Box::new(backend), &tiny, config).unwrap(), gate)
 }
 
 fn hear(mut stream: worker_orcd::engine::JobStream) -> Said {
@@ -297,9 +305,11 @@ fn hear(mut stream: worker_orcd::engine::JobStream) -> Said {
 
 /// Runs all jobs at once and compares each with itself by hand; the number of preemptions.
 fn check(config: EngineConfig) -> u64 {
-    let engine = engine(config);
+    let (engine, gate) = engine(config);
     let jobs = jobs();
+    let closed = gate.lock().unwrap();
     let streams: Vec<_> = jobs.iter().map(|job| engine.submit(job.clone()).unwrap()).collect();
+    drop(closed);
     for (stream, job) in streams.into_iter().zip(&jobs) {
         assert_eq!(hear(stream), by_hand(job), "job {}", job.id);
     }
@@ -325,6 +335,46 @@ fn batched_and_chunked_is_by_hand() {
 
 #[test]
 fn preempted_is_by_hand() {
-    let preemptions = check(EngineConfig { kv_budget: KvBudget::Blocks(9), ..config() });
+    let preemptions = check(EngineConfig { kv_budget: KvBudget::Blocks(8), ..config() });
     assert!(preemptions >= 1, "the cache was not tight");
+}
+
+/// Prompts that branch off one stem, at block edges and beside them.
+fn branches() -> Vec<Job> {
+    let make = |(index, shared): (usize, usize)| {
+        let mut ids = prompt(shared, 0);
+        ids.extend(prompt(1 + index % 3 * 4, 40 + index));
+        let sampling = Sampling {
+            temperature: [0.0, 0.9][index % 2],
+            logprobs: [Some(VOCAB), None][index / 2 % 2],
+            seed: 77 + index as u64,
+            ..Sampling::greedy()
+        };
+        Job { sampling, ..job(format!("branch {index} at {shared}"), &ids, 9) }
+    };
+    [33, 48, 47, 48, 16, 24, 31, 32].into_iter().enumerate().map(make).collect()
+}
+
+#[test]
+fn cached_is_by_hand() {
+    let jobs = branches();
+    let truth: Vec<Said> = jobs.iter().map(by_hand).collect();
+    let configs = [
+        config(),
+        EngineConfig { max_batch: 1, prefill_chunk: CONTEXT, ..config() },
+        EngineConfig { max_batch: 6, block_size: 4, prefill_chunk: 7, ..config() },
+        EngineConfig { kv_budget: KvBudget::Blocks(12), ..config() },
+    ];
+    for config in configs {
+        let (engine, _) = engine(config.clone());
+        for _ in 0..2 {
+            let streams: Vec<_> = jobs.iter().map(|job| engine.submit(job.clone()).unwrap()).collect();
+            for ((stream, job), truth) in streams.into_iter().zip(&jobs).zip(&truth) {
+                assert_eq!(&hear(stream), truth, "job {}", job.id);
+            }
+        }
+        assert_nothing_held(&engine);
+        let stats = engine.stats();
+        assert!(stats.prefix_cache_hits > stats.prefix_cache_queries / 4, "{stats:?} with {config:?}");
+    }
 }

@@ -55,10 +55,20 @@ const GPT2: &str = "tiny-gpt2";
 
 /// Every bad model.
 pub(crate) fn models() -> Vec<Bad> {
-    [architecture(), sizes(), heads(), experts(), windows(), rotary(), tensors(), vocabulary_size()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        architecture(),
+        sizes(),
+        heads(),
+        experts(),
+        windows(),
+        rotary(),
+        missing_and_extra_tensors(),
+        tensor_shapes(),
+        vocabulary_size(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn architecture() -> Vec<Bad> {
@@ -240,16 +250,15 @@ fn rotary() -> Vec<Bad> {
     ]
 }
 
-fn tensors() -> Vec<Bad> {
-    let missing = "is missing";
-    let mut cases = vec![
+fn missing_and_extra_tensors() -> Vec<Bad> {
+    vec![
         no_tensor(QWEN2, "token_embd.weight", "tensor token_embd.weight is missing"),
         no_tensor(QWEN2, "output_norm.weight", "tensor output_norm.weight is missing"),
         no_tensor(PHI3, "blk.1.attn_qkv.weight", "tensor blk.1.attn_q.weight is missing"),
         no_tensor(GPT_OSS, "blk.2.attn_sinks.weight", "tensor blk.2.attn_sinks.weight is missing"),
         no_tensor(GPT_OSS, "blk.2.ffn_down_exps.weight", "tensor blk.2.ffn_down_exps.weight is missing"),
         no_tensor(GPT2, "position_embd.weight", "tensor position_embd.weight is missing"),
-        bad(LLAMA, missing, |file| file.tensors.clear()),
+        bad(LLAMA, "is missing", |file| file.tensors.clear()),
         bad(
             LLAMA,
             "1 tensors have no place in this architecture, the first is blk.0.attn_rot_embd",
@@ -258,8 +267,13 @@ fn tensors() -> Vec<Bad> {
             },
         ),
         bad(LLAMA, "the first is blk.4.attn_norm.weight", |f| {
-            f.add("blk.4.attn_norm.weight", &[256], DType::F32)
+            f.add("blk.4.attn_norm.weight", &[256], DType::F32);
         }),
+    ]
+}
+
+fn tensor_shapes() -> Vec<Bad> {
+    let mut cases = vec![
         shape(
             LLAMA,
             "blk.0.ffn_gate.weight",
@@ -331,7 +345,7 @@ fn vocabulary_size() -> Vec<Bad> {
             file.set("tokenizer.ggml.tokens", Vec::<&str>::new().as_slice());
         }),
         bad(QWEN2, "tokenizer.ggml.tokens…must be", |f| {
-            f.set("tokenizer.ggml.tokens", [1_u32, 2].as_slice())
+            f.set("tokenizer.ggml.tokens", [1_u32, 2].as_slice());
         }),
         shape(LLAMA, "token_embd.weight", &[256], DType::F32, "found 1024 tokens, must match the 1 rows"),
         number(LLAMA, "general.name", 3, "general.name…must be a string, found u32"),
@@ -341,7 +355,10 @@ fn vocabulary_size() -> Vec<Bad> {
 
 /// Every bad tokenizer: byte-level in `tiny-qwen2`, SentencePiece-style in `tiny-phi3`.
 pub(crate) fn tokenizers() -> Vec<Bad> {
-    let list = |file: &mut Forged, texts: &[&str]| file.set("tokenizer.ggml.tokens", texts);
+    [families(), parallel_lists(), merges(), special_ids(), token_texts()].into_iter().flatten().collect()
+}
+
+fn families() -> Vec<Bad> {
     vec![
         no_key(QWEN2, "tokenizer.ggml.model", "tokenizer model \"\" is not supported"),
         text(QWEN2, "tokenizer.ggml.model", "bert", "tokenizer model \"bert\" is not supported"),
@@ -349,7 +366,14 @@ pub(crate) fn tokenizers() -> Vec<Bad> {
         no_key(QWEN2, "tokenizer.ggml.pre", "tokenizer.ggml.pre is missing"),
         text(QWEN2, "tokenizer.ggml.pre", "klingon", "pre-tokenizer \"klingon\" is not supported"),
         no_key(QWEN2, "tokenizer.ggml.tokens", "the vocabulary has 0 entries, expected 1 to"),
-        bad(QWEN2, "the vocabulary has 0 entries", move |file| list(file, &[])),
+        bad(QWEN2, "the vocabulary has 0 entries", |file| {
+            file.set("tokenizer.ggml.tokens", Vec::<&str>::new().as_slice());
+        }),
+    ]
+}
+
+fn parallel_lists() -> Vec<Bad> {
+    vec![
         bad(PHI3, "tokenizer.ggml.token_type has 3 entries, expected at least 1024, one per token", |file| {
             file.set("tokenizer.ggml.token_type", [1_i32, 1, 1].as_slice());
         }),
@@ -367,17 +391,22 @@ pub(crate) fn tokenizers() -> Vec<Bad> {
             file.set("tokenizer.ggml.scores", [0.0_f32; 2].as_slice());
         }),
         bad(PHI3, "tokenizer.ggml.scores…must be", |f| {
-            f.set("tokenizer.ggml.scores", [0_u8; 1024].as_slice())
+            f.set("tokenizer.ggml.scores", [0_u8; 1024].as_slice());
         }),
         bad(PHI3, "token 0 has score NaN, expected a finite number", |file| {
             file.set("tokenizer.ggml.scores", [f32::NAN; 1024].as_slice());
         }),
+    ]
+}
+
+fn merges() -> Vec<Bad> {
+    vec![
         no_key(QWEN2, "tokenizer.ggml.merges", "tokenizer.ggml.merges is missing"),
         bad(QWEN2, "merge 0…expected two texts with a space between", |file| {
             file.set("tokenizer.ggml.merges", ["abc"].as_slice());
         }),
         bad(QWEN2, "merge 0…expected two texts", |f| {
-            f.set("tokenizer.ggml.merges", [""].as_slice())
+            f.set("tokenizer.ggml.merges", [""].as_slice());
         }),
         bad(QWEN2, "merge 0 (\"\u{4e00} b\"): a half is not a token", |file| {
             file.set("tokenizer.ggml.merges", ["\u{4e00} b"].as_slice());
@@ -386,6 +415,11 @@ pub(crate) fn tokenizers() -> Vec<Bad> {
             file.set("tokenizer.ggml.merges", ["! !"].as_slice());
         }),
         bad(QWEN2, "tokenizer.ggml.merges…must be", |f| f.set("tokenizer.ggml.merges", [1_i32].as_slice())),
+    ]
+}
+
+fn special_ids() -> Vec<Bad> {
+    vec![
         number(
             QWEN2,
             "tokenizer.ggml.bos_token_id",
@@ -399,11 +433,18 @@ pub(crate) fn tokenizers() -> Vec<Bad> {
             "is 4294967295, expected less than the vocabulary",
         ),
         bad(QWEN2, "padding_token_id…-1 does not fit", |f| {
-            f.set("tokenizer.ggml.padding_token_id", &-1_i32)
+            f.set("tokenizer.ggml.padding_token_id", &-1_i32);
         }),
         number(QWEN2, "tokenizer.ggml.eot_token_id", 5000, "is 5000, expected less than the vocabulary size"),
         text(QWEN2, "tokenizer.ggml.add_bos_token", "no", "tokenizer.ggml.add_bos_token…must be a bool"),
-        bad(QWEN2, "tokens 0 and 1 are not distinct: \"a\"", move |file| list(file, &["a"; 1024])),
+    ]
+}
+
+fn token_texts() -> Vec<Bad> {
+    vec![
+        bad(QWEN2, "tokens 0 and 1 are not distinct: \"a\"", |file| {
+            file.set("tokenizer.ggml.tokens", ["a"; 1024].as_slice());
+        }),
         bad(QWEN2, "no token stands for byte 0x00", move |file| {
             let names: Vec<String> = (0..1024).map(|id| format!("token{id}")).collect();
             file.set("tokenizer.ggml.tokens", names.as_slice());
@@ -420,7 +461,7 @@ pub(crate) fn tokenizers() -> Vec<Bad> {
 fn byte_token(text: &'static str) -> impl Fn(&mut Forged) {
     move |file| {
         let mut names: Vec<String> = (0..1024).map(|id| format!("token{id}")).collect();
-        names[0] = text.to_owned();
+        text.clone_into(&mut names[0]);
         let mut types = [1_i32; 1024];
         types[0] = 6;
         file.set("tokenizer.ggml.tokens", names.as_slice());

@@ -14,7 +14,7 @@ const HEADER_WORDS: usize = 3;
 /// Columns a line of a shader or kernel has at most; rustfmt keeps Rust narrower.
 const COLUMNS: usize = 125;
 
-pub fn check(source: &Source) -> Vec<Violation> {
+pub(crate) fn check(source: &Source) -> Vec<Violation> {
     let mut found = vec![];
     if let Some(limit) = by_ending(&FILE_LINES, source) {
         let lines = source.text.lines().count();

@@ -17,7 +17,7 @@ const KERNELS: [(&str, &str, &str); 2] =
     [("backends/wgpu", "shaders", "wgsl"), ("backends/cuda", "cuda", "cu")];
 const SHADER_TEST_HOMES: [&str; 2] = ["backends/wgpu/", "tests/"];
 
-pub fn check(sources: &[Source]) -> Vec<Violation> {
+pub(crate) fn check(sources: &[Source]) -> Vec<Violation> {
     let mut found = vec![];
     operations(sources, &mut found);
     shader_test(sources, &mut found);

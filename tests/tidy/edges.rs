@@ -37,7 +37,7 @@ const MANIFESTS: [(&str, &[&str]); 3] = [
     ("backends/wgpu/Cargo.toml", &["worker-orcd-core"]),
 ];
 
-pub fn check(source: &Source) -> Vec<Violation> {
+pub(crate) fn check(source: &Source) -> Vec<Violation> {
     let mut found = vec![];
     if source.is(".rs") && !is_test_path(&source.path) {
         modules(source, &mut found);

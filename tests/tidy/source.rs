@@ -6,30 +6,30 @@ use std::path::Path;
 
 /// One text file of the tree.
 #[derive(Debug)]
-pub struct Source {
+pub(crate) struct Source {
     /// Path from the root, with `/`.
-    pub path: String,
+    pub(crate) path: String,
     /// As written.
-    pub text: String,
+    pub(crate) text: String,
     /// Comments blanked; strings stand.
-    pub uncommented: String,
+    pub(crate) uncommented: String,
     /// Comments and strings blanked.
-    pub bare: String,
+    pub(crate) bare: String,
     /// `bare` with test code blanked.
-    pub code: String,
+    pub(crate) code: String,
     /// `uncommented` with test code blanked.
-    pub live: String,
+    pub(crate) live: String,
 }
 
 /// One broken rule at one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
+pub(crate) struct Violation {
     /// File and line, 1-based; line 0 = the file as a whole.
-    pub place: (String, usize),
+    pub(crate) place: (String, usize),
     /// The rule's name.
-    pub rule: &'static str,
+    pub(crate) rule: &'static str,
     /// What was found.
-    pub detail: String,
+    pub(crate) detail: String,
 }
 
 impl fmt::Display for Violation {
@@ -45,27 +45,28 @@ const ENDINGS: [&str; 10] =
 const NOT_OURS: [&str; 4] = ["fuzz/target", "fuzz/corpus", "fuzz/artifacts", ".git"];
 
 impl Source {
-    pub fn new(path: &str, text: &str) -> Self {
+    pub(crate) fn new(path: &str, text: &str) -> Self {
+        let rust = path.rsplit('.').next() == Some("rs");
         let code_like = [".rs", ".wgsl", ".cu", ".cuh"].iter().any(|ending| path.ends_with(ending));
         let (uncommented, bare) =
-            if code_like { blank(text, path.ends_with(".rs")) } else { (text.to_owned(), text.to_owned()) };
-        let tests = if path.ends_with(".rs") { test_ranges(&bare, is_test_path(path)) } else { vec![] };
+            if code_like { blank(text, rust) } else { (text.to_owned(), text.to_owned()) };
+        let tests = if rust { test_ranges(&bare, is_test_path(path)) } else { vec![] };
         let live = blank_ranges(&uncommented, &tests);
         let code = blank_ranges(&bare, &tests);
         Self { path: path.to_owned(), text: text.to_owned(), uncommented, bare, code, live }
     }
 
-    pub fn violation(&self, line: usize, rule: &'static str, detail: impl Into<String>) -> Violation {
+    pub(crate) fn violation(&self, line: usize, rule: &'static str, detail: impl Into<String>) -> Violation {
         Violation { place: (self.path.clone(), line), rule, detail: detail.into() }
     }
 
-    pub fn is(&self, ending: &str) -> bool {
+    pub(crate) fn is(&self, ending: &str) -> bool {
         self.path.ends_with(ending)
     }
 }
 
 /// Every text file below the root.
-pub fn tree(root: &Path) -> Vec<Source> {
+pub(crate) fn tree(root: &Path) -> Vec<Source> {
     let mut sources = vec![];
     visit(root, "", &mut sources);
     sources.sort_by(|a, b| a.path.cmp(&b.path));
@@ -89,7 +90,7 @@ fn visit(root: &Path, folder: &str, sources: &mut Vec<Source>) {
 }
 
 /// Whether a whole file is test code; the table of conformance cases is.
-pub fn is_test_path(path: &str) -> bool {
+pub(crate) fn is_test_path(path: &str) -> bool {
     path.starts_with("tests/")
         || path.starts_with("fuzz/")
         || path.contains("/tests/")
@@ -98,12 +99,12 @@ pub fn is_test_path(path: &str) -> bool {
 }
 
 /// 1-based line of a byte offset.
-pub fn line_of(text: &str, at: usize) -> usize {
-    text.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count() + 1
+pub(crate) fn line_of(text: &str, at: usize) -> usize {
+    text[..at].split('\n').count()
 }
 
 /// Identifiers and numbers with their offsets.
-pub fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub(crate) fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let bytes = text.as_bytes();
     let part = |at: usize| bytes.get(at).is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
     (0..bytes.len()).filter(move |&at| part(at) && (at == 0 || !part(at - 1))).map(move |at| {
@@ -113,7 +114,7 @@ pub fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 /// Offset just past the bracket that closes the one at `open`.
-pub fn closing(code: &str, open: usize) -> usize {
+pub(crate) fn closing(code: &str, open: usize) -> usize {
     let (mut depth, bytes) = (0_i32, code.as_bytes());
     for (at, byte) in bytes.iter().enumerate().skip(open) {
         depth += match byte {

@@ -58,7 +58,7 @@ const UNWELCOME: [(&str, &str); 17] = [
     (concat!("proof ", "bundle"), "a concept this software does not have"),
 ];
 
-pub fn check(source: &Source) -> Vec<Violation> {
+pub(crate) fn check(source: &Source) -> Vec<Violation> {
     let mut found = vec![];
     marks(source, &mut found);
     unwelcome(source, &mut found);

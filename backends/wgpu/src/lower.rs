@@ -388,8 +388,6 @@ impl<'a> Lowering<'a> {
     }
 
     fn sample(&self, logits: ValueId, penalty_width: usize, out: ValueId) -> Vec<Dispatch<'a>> {
-        // Without a penalty nothing is copied, and the binding is there for the layout's sake.
-        let scratch = if penalty_width > 0 { whole(self.scratch, true) } else { self.value(logits) };
         vec![Dispatch {
             kernel: kernel("sample"),
             params: vec![
@@ -398,7 +396,7 @@ impl<'a> Lowering<'a> {
                 self.inputs.penalty_tokens as u32,
                 self.inputs.sampling as u32,
             ],
-            bindings: vec![self.value(logits), scratch, self.value(out)],
+            bindings: vec![self.value(logits), whole(self.scratch, true), self.value(out)],
             workgroups: [self.max_rows(logits), 1, 1],
         }]
     }

@@ -28,7 +28,7 @@ pub(crate) struct Workspace {
     staging: wgpu::Buffer,
     inputs: wgpu::Buffer,
     readback: wgpu::Buffer,
-    /// Penalised logits.
+    /// One word per logit for `sample`.
     scratch: wgpu::Buffer,
     /// Turns true once `staging` may be written; it is mapped whenever no step is in flight.
     staging_ready: Arc<AtomicBool>,
@@ -150,9 +150,7 @@ const fn readback_stride(bytes: u64) -> u64 {
 
 fn scratch_bytes(program: &Program) -> usize {
     let bytes = |op: &Op| match *op {
-        Op::Sample { logits, max_penalty_tokens } if max_penalty_tokens > 0 => {
-            program.value(logits).bytes(program.shape())
-        }
+        Op::Sample { logits, .. } => program.value(logits).bytes(program.shape()),
         _ => 0,
     };
     program.nodes().iter().map(|node| bytes(&node.op)).max().unwrap_or(0)

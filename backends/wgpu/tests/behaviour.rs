@@ -200,9 +200,12 @@ fn the_cache_rounds_to_nearest_even_bit_for_bit() {
         let middle = u32::midpoint(value, half::f16::from_bits(bits as u16 + 1).to_f32().to_bits());
         [value, value + 1, middle, middle + 1].map(|bits| f32::from_bits(bits ^ ((bits & 1) << 31)))
     });
+    // Around half of the smallest half, the smallest normal one and the largest.
+    let edges = [0x3300_0000, 0x387f_e000, 0x3880_0000, 0x477f_f000_u32];
+    let edges = edges.into_iter().flat_map(|bits| [bits - 1, bits, bits + 1].map(f32::from_bits));
     let mut rng = Rng::seeded(3);
     let random = std::iter::repeat_with(|| f32::from_bits(rng.next_u32())).filter(|value| value.is_finite());
-    let values: Vec<f32> = halves.chain(random).take(WIDTH * TOKENS).collect();
+    let values: Vec<f32> = edges.chain(halves).chain(random).take(WIDTH * TOKENS).collect();
     let specs = [
         WeightSpec::matrix("values", DType::F32, TOKENS, WIDTH),
         WeightSpec::matrix("zeros", DType::F32, TOKENS, WIDTH),

@@ -143,9 +143,8 @@ pub(super) enum Role {
 
 /// The type Q4_K_M gives a matrix of width `cols` in layer `index` of `layers`.
 pub(super) fn q4_k_m(role: Role, index: usize, layers: usize, cols: usize) -> DType {
-    let more = index < layers / 8
-        || index >= 7 * layers / 8
-        || (index.wrapping_sub(layers / 8) % 3 == 2 && index >= layers / 8);
+    let eighth = layers / 8;
+    let more = index < eighth || index >= 7 * layers / 8 || (index - eighth) % 3 == 2;
     let wanted = match role {
         Role::Output => DType::Q6_K,
         Role::AttentionV | Role::FfnDown if more => DType::Q6_K,

@@ -114,7 +114,7 @@ fn every_broken_rule_names_its_field() {
         ("block_tables", |d| d.block_tables.iter_mut().for_each(|table| table.resize(9, 0))),
         ("sampling", |d| d.sampling.truncate(1)),
         ("sampling", |d| d.sampling[1].temperature = f32::NAN),
-        ("sampling", |d| d.sampling[1].top_p = 0.0),
+        ("sampling", |d| d.sampling[1].top_p = -0.1),
         ("sampling", |d| d.sampling[0].repetition_penalty = 0.0),
         ("penalty_tokens", |d| d.penalty_tokens.truncate(3)),
         ("penalty_tokens", |d| d.penalty_tokens[0] = 4),

@@ -1,5 +1,8 @@
 //! `bench`: measures, never judges. Medians over repeats, as JSON.
 
+mod batch;
+mod load;
+
 use std::io::Write;
 use std::time::Instant;
 
@@ -31,6 +34,10 @@ enum What {
     Decode(ModelBenchArgs),
     /// Time whole prompts
     Prefill(ModelBenchArgs),
+    /// Time many sequences at once through the engine
+    Batch(batch::BatchBenchArgs),
+    /// Time the way from the file to the first token
+    Load(load::LoadBenchArgs),
 }
 
 #[derive(Args, Debug)]
@@ -69,6 +76,9 @@ struct ModelBenchArgs {
     /// Repeats; the median is reported
     #[arg(long, env = "WORKER_ORCD_REPEATS", default_value_t = 5)]
     repeats: usize,
+    /// For decode: where the time of one step goes, by part, layers added up
+    #[arg(long, env = "WORKER_ORCD_PROFILE")]
+    profile: bool,
 }
 
 /// Runs the command.
@@ -80,6 +90,8 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), CommandError> {
         What::Ops(args) => ops(args)?,
         What::Decode(args) => decode(args)?,
         What::Prefill(args) => prefill(args)?,
+        What::Batch(args) => batch::run(args)?,
+        What::Load(args) => load::run(args)?,
     };
     writeln!(out, "{result}")?;
     Ok(())
@@ -217,7 +229,35 @@ fn decode(args: &ModelBenchArgs) -> Result<Json, CommandError> {
         }
         Ok(())
     })?;
-    Ok(model_result("decode", args, &run, samples, args.steps))
+    let mut result = model_result("decode", args, &run, samples, args.steps);
+    if args.profile {
+        result["profile"] = profile(&mut run, tokens[position], position)?;
+    }
+    Ok(result)
+}
+
+/// Time of one step by part of a layer: the labels without their layer numbers, in order of first appearance.
+fn profile(run: &mut DirectRun, token: u32, position: usize) -> Result<Json, CommandError> {
+    // The first profiled step pays for what only profiling needs.
+    run.profile(token, position)?;
+    let profile = run.profile(token, position)?;
+    let mut parts: Vec<(String, usize, f64)> = vec![];
+    for entry in &profile.entries {
+        let of_layer = |label: &str| {
+            label.split('.').filter(|part| part.parse::<u32>().is_err()).collect::<Vec<_>>().join(".")
+        };
+        let part = entry.label.split('+').map(of_layer).collect::<Vec<_>>().join("+");
+        match parts.iter_mut().find(|(name, _, _)| *name == part) {
+            Some((_, count, time_us)) => (*count, *time_us) = (*count + 1, *time_us + entry.time_us),
+            None => parts.push((part, 1, entry.time_us)),
+        }
+    }
+    let total: f64 = parts.iter().map(|(_, _, time_us)| time_us).sum();
+    let rows: Vec<Json> = parts
+        .iter()
+        .map(|(part, count, time_us)| json!({ "part": part, "launches": count, "time_us": time_us }))
+        .collect();
+    Ok(json!({ "total_us": total, "parts": rows }))
 }
 
 fn prefill(args: &ModelBenchArgs) -> Result<Json, CommandError> {

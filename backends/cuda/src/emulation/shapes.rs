@@ -1,0 +1,135 @@
+//! Every shape of a product kernel gives the bits of every other: alone, in batches of each size, swept, routed.
+//!
+//! The conformance table compares batches with singles too, but its steps are too small to reach the kernels for prefill.
+
+use worker_orcd_core::quant::random_row;
+use worker_orcd_core::rng::Rng;
+use worker_orcd_core::{DType, NO_TOKEN, ProgramBuilder, StepShape, ValueId};
+
+use super::tests::compiler_is_there;
+use super::*;
+
+fn upload(backend: &mut EmulatedBackend, spec: &WeightSpec) -> WeightId {
+    let (mut rng, mut bytes) = (Rng::seeded(spec.cols as u64), vec![]);
+    for _ in 0..spec.experts * spec.rows {
+        random_row(spec.dtype, spec.cols, 0.1, &mut rng, &mut bytes);
+    }
+    backend.upload(spec, &mut std::iter::once(bytes.as_slice())).unwrap()
+}
+
+/// Runs `tokens` through the program `record` makes for at most `most` tokens; bits of its last value.
+fn bits(
+    backend: &mut EmulatedBackend,
+    specs: &[WeightSpec],
+    most: usize,
+    tokens: &[u32],
+    record: impl Fn(&mut ProgramBuilder<'_>) -> ValueId,
+) -> Vec<u32> {
+    let mut builder = ProgramBuilder::new("shapes", StepShape { tokens: most, rows: 1, sequences: 1 }, specs);
+    let last = record(&mut builder);
+    builder.output(last);
+    let plan = backend.compile(&[builder.finish()]).unwrap()[0];
+    let positions: Vec<u32> = (0..tokens.len() as u32).collect();
+    let inputs = StepInputs {
+        tokens,
+        positions: &positions,
+        sequences: &vec![0; tokens.len()],
+        slots: &[],
+        block_tables: &[],
+        out_rows: &[0],
+        sampling: &[],
+        penalty_tokens: &[],
+    };
+    backend.submit(plan, &inputs).unwrap();
+    let mut outputs = StepOutputs::default();
+    backend.wait(&mut outputs).unwrap();
+    outputs.f32(0).iter().map(|value| value.to_bits()).collect()
+}
+
+fn on_device(multiprocessors: u32, specs: &[WeightSpec]) -> EmulatedBackend {
+    let mut backend = EmulatedBackend::new();
+    backend.traits.multiprocessors = multiprocessors;
+    for spec in specs {
+        upload(&mut backend, spec);
+    }
+    backend
+}
+
+const VOCABULARY: usize = 199;
+
+fn some_tokens(count: usize) -> Vec<u32> {
+    (0..count as u32).map(|i| i * 37 % VOCABULARY as u32).filter(|token| *token != NO_TOKEN).collect()
+}
+
+/// Compares every way to run `record` with one token after the other.
+fn agree(
+    name: &str,
+    specs: &[WeightSpec],
+    sizes: &[usize],
+    record: impl Fn(&mut ProgramBuilder<'_>) -> ValueId + Copy,
+) {
+    let most = *sizes.iter().max().unwrap();
+    let tokens = some_tokens(most);
+    // A small device sweeps, a large one splits.
+    let mut devices = [on_device(1, specs), on_device(10_000, specs)];
+    let singles: Vec<Vec<u32>> =
+        tokens.iter().map(|&token| bits(&mut devices[0], specs, 1, &[token], record)).collect();
+    for &size in sizes {
+        for device in &mut devices {
+            // One short of the plan, so that its last column is padding.
+            let live = size.max(2) - 1;
+            let together = bits(device, specs, size, &tokens[..live], record);
+            let width = singles[0].len();
+            assert_eq!(together.len(), live * width);
+            for (token, row) in together.chunks(width).enumerate() {
+                assert!(
+                    row == singles[token],
+                    "{name}: token {token} of {size}, {} multiprocessors",
+                    device.traits.multiprocessors
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn linear_shapes_agree_in_every_bit() {
+    if !compiler_is_there() {
+        return;
+    }
+    for dtype in DType::ALL {
+        // Eleven blocks (super-blocks) make slices of one and two; 300 outputs end inside a tile.
+        let cols = if dtype.block_elements() == 256 { 11 * 256 } else { 11 * 32 };
+        let specs = [
+            WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
+            WeightSpec::matrix("weight", dtype, 300, cols),
+        ];
+        agree(dtype.name(), &specs, &[2, 9, 17, 40, 70, 130], |builder| {
+            let x = builder.embed("x", WeightId(0)).unwrap();
+            builder.linear("y", x, WeightId(1), None).unwrap()
+        });
+    }
+}
+
+#[test]
+fn moe_linear_shapes_agree_in_every_bit() {
+    if !compiler_is_there() {
+        return;
+    }
+    for dtype in [DType::MXFP4, DType::Q8_0, DType::Q4_K, DType::BF16] {
+        let cols = if dtype.block_elements() == 256 { 512 } else { 352 };
+        let specs = [
+            WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
+            WeightSpec::matrix("router", DType::F32, 7, cols),
+            WeightSpec::experts("up", dtype, 7, cols, cols),
+            WeightSpec::experts("down", dtype, 7, 40, cols),
+        ];
+        agree(dtype.name(), &specs, &[2, 9, 17, 40, 140], |builder| {
+            let x = builder.embed("x", WeightId(0)).unwrap();
+            let logits = builder.linear("logits", x, WeightId(1), None).unwrap();
+            let (experts, _) = builder.router("router", logits, 4).unwrap();
+            let up = builder.moe_linear("up", x, experts, WeightId(2), None).unwrap();
+            builder.moe_linear("down", up, experts, WeightId(3), None).unwrap()
+        });
+    }
+}

@@ -1,0 +1,347 @@
+//! Lowering: a recorded program becomes a flat list of kernel launches with every address filled in.
+//!
+//! [`lower`] walks the nodes in order. At each it first asks the fusing rules ([`RULES`], an ordered table) whether one
+//! of them takes this node and some that follow; if none does, the node's own lowering function emits its launches.
+//! Lowering is pure: it knows addresses but touches no device, so it runs twice, first to measure scratch memory and
+//! then for good, and is tested without a GPU.
+
+mod attention;
+mod elementwise;
+mod embed;
+mod linear;
+mod moe;
+mod norm;
+mod position;
+mod sample;
+
+use worker_orcd_core::arena::{self, ArenaPlan};
+use worker_orcd_core::{
+    BackendError, KvElement, KvLayer, Node, Op, Program, RowSet, ValueId, WeightId, WeightSpec,
+};
+
+use crate::arch::Arch;
+use crate::inputs::{Field, InputLayout};
+use crate::kernels::Unit;
+use crate::kv::KvPools;
+use crate::launch::{DevicePtr, Launch};
+use crate::layout::{self, WeightLayout};
+
+/// A weight as kernels see it.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceWeight {
+    /// Name, format, shape.
+    pub(crate) spec: WeightSpec,
+    /// Where its first plane begins.
+    pub(crate) address: DevicePtr,
+    /// How it lies in memory.
+    pub(crate) layout: WeightLayout,
+}
+
+/// What a lowering may know of the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceTraits {
+    /// Its architecture.
+    pub(crate) arch: Arch,
+    /// Streaming multiprocessors.
+    pub(crate) multiprocessors: u32,
+    /// Most dynamic shared memory a CTA may opt in to.
+    pub(crate) max_shared_bytes: u32,
+}
+
+/// Base addresses of the memory that belongs to plans.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PlanBases {
+    /// Activation arena.
+    pub(crate) activations: DevicePtr,
+    /// Step inputs.
+    pub(crate) inputs: DevicePtr,
+    /// Scratch, undefined at the start of every launch.
+    pub(crate) scratch: DevicePtr,
+}
+
+/// Everything a program is lowered against.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target<'a> {
+    /// The device.
+    pub(crate) traits: DeviceTraits,
+    /// Uploaded weights, by id.
+    pub(crate) weights: &'a [DeviceWeight],
+    /// The cache, once created.
+    pub(crate) kv: Option<&'a KvPools>,
+}
+
+/// The result.
+#[derive(Clone, Debug)]
+pub(crate) struct Lowered {
+    /// In execution order.
+    pub(crate) launches: Vec<Launch>,
+    /// Scratch needed.
+    pub(crate) scratch_bytes: usize,
+}
+
+/// A fusing rule: takes the node at `index` and some that follow when that is legal, and emits launches for them.
+pub(crate) struct Rule {
+    /// What tests call it.
+    #[cfg_attr(not(test), allow(dead_code, reason = "read by tests only"))]
+    pub(crate) name: &'static str,
+    /// Returns how many nodes it took; 0 when it does not apply.
+    pub(crate) apply: fn(&mut Lowering<'_>, index: usize) -> Result<usize, BackendError>,
+}
+
+/// Fusing rules in order of preference.
+pub(crate) const RULES: &[Rule] = &[linear::SHARE_INPUT, linear::ADD_RESIDUAL, moe::SHARE_INPUT];
+
+/// Every compilation unit of every operation, and those that repack weights.
+pub(crate) fn units() -> Vec<Unit> {
+    [
+        layout::units(),
+        embed::units(),
+        norm::units(),
+        linear::units(),
+        elementwise::units(),
+        position::units(),
+        attention::units(),
+        moe::units(),
+        sample::units(),
+    ]
+    .concat()
+}
+
+/// Lowers `program` for memory at `bases`.
+///
+/// # Errors
+/// A node outside the kernels' limits, or one that needs a cache that does not exist.
+pub(crate) fn lower(
+    program: &Program,
+    inputs: &InputLayout,
+    target: Target<'_>,
+    bases: PlanBases,
+) -> Result<Lowered, BackendError> {
+    let mut lowering = Lowering::start(program, inputs, target, bases);
+    let mut index = 0;
+    while index < program.nodes().len() {
+        index += lowering.step(index)?;
+    }
+    let Lowering { launches, scratch_bytes, .. } = lowering;
+    Ok(Lowered { launches, scratch_bytes })
+}
+
+/// The state of one lowering and everything operations ask for.
+#[derive(Debug)]
+pub(crate) struct Lowering<'a> {
+    program: &'a Program,
+    inputs: &'a InputLayout,
+    target: Target<'a>,
+    bases: PlanBases,
+    arena: ArenaPlan,
+    launches: Vec<Launch>,
+    scratch_used: usize,
+    scratch_bytes: usize,
+}
+
+impl<'a> Lowering<'a> {
+    /// A lowering that has emitted nothing yet.
+    fn start(program: &'a Program, inputs: &'a InputLayout, target: Target<'a>, bases: PlanBases) -> Self {
+        Self {
+            program,
+            inputs,
+            target,
+            bases,
+            arena: arena::plan(program),
+            launches: vec![],
+            scratch_used: 0,
+            scratch_bytes: 0,
+        }
+    }
+
+    /// Lowers the node at `index`, or several when a rule takes them; returns how many.
+    fn step(&mut self, index: usize) -> Result<usize, BackendError> {
+        self.scratch_used = 0;
+        for rule in RULES {
+            let taken = (rule.apply)(self, index)?;
+            if taken > 0 {
+                return Ok(taken);
+            }
+        }
+        let program = self.program;
+        if let Some(node) = program.nodes().get(index) {
+            self.node(node)?;
+        }
+        Ok(1)
+    }
+
+    fn node(&mut self, node: &Node) -> Result<(), BackendError> {
+        match node.op {
+            Op::Embed { .. } | Op::PositionEmbed { .. } => embed::lower(self, node),
+            Op::RmsNorm { .. } | Op::LayerNorm { .. } => norm::lower(self, node),
+            Op::Linear { .. } => linear::lower(self, node),
+            Op::Add { .. }
+            | Op::SwiGlu { .. }
+            | Op::Gelu { .. }
+            | Op::GatherRows { .. }
+            | Op::MoeCombine { .. } => elementwise::lower(self, node),
+            Op::Rope { .. } | Op::KvWrite { .. } => position::lower(self, node),
+            Op::Attention { .. } => attention::lower(self, node),
+            Op::Router { .. } | Op::Sample { .. } => sample::lower(self, node),
+            Op::MoeLinear { .. } => moe::lower(self, node),
+        }
+    }
+
+    /// The program.
+    pub(crate) const fn program(&self) -> &'a Program {
+        self.program
+    }
+
+    /// The device.
+    pub(crate) const fn traits(&self) -> DeviceTraits {
+        self.target.traits
+    }
+
+    /// Where a value lives: `[max_rows, width]`, 4 bytes an element, rows packed, 256-byte aligned.
+    pub(crate) fn value(&self, id: ValueId) -> DevicePtr {
+        self.bases.activations.offset(self.arena.offset(id))
+    }
+
+    /// Elements per row of a value.
+    pub(crate) fn width(&self, id: ValueId) -> u32 {
+        self.program.value(id).width as u32
+    }
+
+    /// What bounds a value's rows.
+    pub(crate) fn rows(&self, id: ValueId) -> RowSet {
+        self.program.value(id).rows
+    }
+
+    /// Most rows a set has: what a grid is sized for.
+    pub(crate) const fn max_rows(&self, rows: RowSet) -> u32 {
+        match rows {
+            RowSet::Tokens => self.program.shape().tokens as u32,
+            RowSet::Outputs => self.program.shape().rows as u32,
+        }
+    }
+
+    /// Most rows a set has, for a grid's second dimension.
+    ///
+    /// # Errors
+    /// More than that dimension takes.
+    pub(crate) fn grid_rows(&self, node: &Node, rows: RowSet) -> Result<u32, BackendError> {
+        let rows = self.max_rows(rows);
+        if rows == 0 || rows > 65_535 {
+            return Err(program_error(node, format!("{rows} rows, the kernel takes 1 to 65535")));
+        }
+        Ok(rows)
+    }
+
+    /// Address of the `u32` that holds how many rows of a set this step has; kernels read it and leave the rest alone.
+    pub(crate) const fn row_count(&self, rows: RowSet) -> DevicePtr {
+        match rows {
+            RowSet::Tokens => self.bases.inputs,
+            RowSet::Outputs => self.bases.inputs.offset(size_of::<u32>()),
+        }
+    }
+
+    /// Address of a field of the input buffer.
+    ///
+    /// # Errors
+    /// The field belongs to a cache group that does not exist.
+    pub(crate) fn input(&self, node: &Node, field: Field) -> Result<DevicePtr, BackendError> {
+        let missing = || program_error(node, format!("no such input: {field:?}"));
+        Ok(self.bases.inputs.offset(self.inputs.offset(field).ok_or_else(missing)?))
+    }
+
+    /// Width of a group's block table.
+    pub(crate) fn table_width(&self, group: usize) -> u32 {
+        self.inputs.table_width(group) as u32
+    }
+
+    /// An uploaded weight.
+    ///
+    /// # Errors
+    /// It was never uploaded.
+    pub(crate) fn weight(&self, node: &Node, id: WeightId) -> Result<&'a DeviceWeight, BackendError> {
+        let missing = || program_error(node, format!("weight {} was not uploaded", id.0));
+        self.target.weights.get(id.0 as usize).ok_or_else(missing)
+    }
+
+    /// Address of a vector's f32 elements; [`DevicePtr::NULL`] when there is none.
+    ///
+    /// # Errors
+    /// It was never uploaded.
+    pub(crate) fn vector(&self, node: &Node, id: Option<WeightId>) -> Result<DevicePtr, BackendError> {
+        id.map_or(Ok(DevicePtr::NULL), |id| Ok(self.weight(node, id)?.address))
+    }
+
+    /// Addresses of a layer's pools of keys and values, `[num_blocks, block_size, num_kv_heads, head_dim]` f16 each.
+    ///
+    /// # Errors
+    /// The cache has no such layer.
+    pub(crate) fn kv_layer(&self, node: &Node, layer: KvLayer) -> Result<KvAddresses, BackendError> {
+        let pools = self.target.kv.ok_or_else(|| program_error(node, "the cache does not exist".into()))?;
+        let missing = || program_error(node, format!("the cache has no {layer:?}"));
+        let (keys, values) = pools.addresses(layer).ok_or_else(missing)?;
+        let group = pools.layout.groups.get(layer.group).ok_or_else(missing)?;
+        debug_assert_eq!(pools.layout.element, KvElement::F16, "create_kv takes no other element");
+        Ok(KvAddresses {
+            keys,
+            values,
+            block_size: pools.layout.block_size as u32,
+            num_blocks: group.num_blocks as u32,
+            num_kv_heads: group.num_kv_heads as u32,
+            head_dim: group.head_dim as u32,
+        })
+    }
+
+    /// Scratch for the launches of this node, 256-byte aligned, contents undefined.
+    pub(crate) fn scratch(&mut self, bytes: usize) -> DevicePtr {
+        let offset = self.scratch_used;
+        self.scratch_used = (offset + bytes).next_multiple_of(arena::ALIGNMENT);
+        self.scratch_bytes = self.scratch_bytes.max(self.scratch_used);
+        self.bases.scratch.offset(offset)
+    }
+
+    /// Appends a launch.
+    pub(crate) fn launch(&mut self, launch: Launch) {
+        self.launches.push(launch);
+    }
+
+    /// Whether nothing but the next reader sees `value`: it is no declared output and is read once. A rule may then
+    /// leave it unwritten.
+    pub(crate) fn is_private(&self, value: ValueId) -> bool {
+        let readers =
+            self.program.nodes().iter().flat_map(|node| node.op.reads()).filter(|read| *read == value);
+        readers.count() == 1 && !self.program.outputs().contains(&value)
+    }
+}
+
+/// One layer's pools, as kernels need them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KvAddresses {
+    /// Pool of keys.
+    pub(crate) keys: DevicePtr,
+    /// Pool of values.
+    pub(crate) values: DevicePtr,
+    /// Positions per block.
+    pub(crate) block_size: u32,
+    /// Blocks of each pool.
+    pub(crate) num_blocks: u32,
+    /// Heads.
+    pub(crate) num_kv_heads: u32,
+    /// Elements per head.
+    pub(crate) head_dim: u32,
+}
+
+/// An error that names the node.
+pub(crate) fn program_error(node: &Node, reason: String) -> BackendError {
+    BackendError::Program { label: node.label.clone(), reason }
+}
+
+/// The value a node with one output writes.
+///
+/// # Errors
+/// It writes none.
+pub(crate) fn output(node: &Node) -> Result<ValueId, BackendError> {
+    node.outputs.first().copied().ok_or_else(|| program_error(node, "writes nothing".into()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,289 @@
+//! Lowering of `moe_linear`: how the pairs of (token, chosen expert) are spread over kernels.
+//!
+//! Few tokens: CTAs find their expert's pairs themselves. Many: `moe_linear_route` sorts the pairs first. Neighbouring
+//! nodes that share input and routing (gate and up) share both steps.
+
+use bytemuck::{Pod, Zeroable};
+use worker_orcd_core::{BackendError, DType, Node, Op, RowSet, ValueId, WeightId};
+
+use super::linear::{
+    ActivationArgs, SWEEP_COLUMNS, SWEEP_TILES, THREADS, format_unit, kernel_name, quantize,
+};
+use super::{DeviceWeight, Lowering, Rule, output, program_error};
+use crate::kernels::{Kernel, Unit};
+use crate::launch::{DevicePtr, Launch};
+use crate::layout::{WeightArgs, is_plain};
+
+/// Most pairs a CTA looks through by itself (`MAX_SCANNED_PAIRS`).
+const MAX_SCANNED_PAIRS: u32 = 512;
+/// Most experts `moe_linear_route` counts.
+const MAX_EXPERTS: u32 = 1024;
+/// Threads of `moe_linear_route`.
+const ROUTE_THREADS: u32 = 1024;
+
+/// `struct Routing`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct RoutingArgs {
+    experts: DevicePtr,
+    tokens: DevicePtr,
+    offsets: DevicePtr,
+    order: DevicePtr,
+    top_k: u32,
+    expert_count: u32,
+    shared_x: u32,
+    reserved: u32,
+}
+
+/// `struct MoeLinearArgs`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct MoeLinearArgs {
+    weight: WeightArgs,
+    x: ActivationArgs,
+    routing: RoutingArgs,
+    bias: DevicePtr,
+    y: DevicePtr,
+    outputs: u32,
+    reserved: u32,
+}
+
+/// `struct MoeLinearPlainArgs`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct MoeLinearPlainArgs {
+    weight: WeightArgs,
+    x: DevicePtr,
+    routing: RoutingArgs,
+    bias: DevicePtr,
+    y: DevicePtr,
+    outputs: u32,
+    reserved: u32,
+}
+
+/// `struct MoeLinearRouteArgs`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct MoeLinearRouteArgs {
+    experts: DevicePtr,
+    tokens: DevicePtr,
+    offsets: DevicePtr,
+    order: DevicePtr,
+    top_k: u32,
+    expert_count: u32,
+}
+
+/// Neighbouring expert products of one input quantise and route it once.
+pub(super) const SHARE_INPUT: Rule = Rule { name: "moe_linear.share_input", apply: share_input };
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Operands {
+    x: ValueId,
+    experts: ValueId,
+    weight: WeightId,
+    bias: Option<WeightId>,
+}
+
+/// What the product kernels of one input share.
+#[derive(Clone, Copy, Debug)]
+struct Prepared {
+    activations: Option<ActivationArgs>,
+    routing: RoutingArgs,
+}
+
+/// Emits the launches of a node.
+pub(super) fn lower(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), BackendError> {
+    let operands = operands(node)?;
+    let prepared = prepare(lowering, node, operands)?;
+    emit(lowering, node, operands, prepared)
+}
+
+fn share_input(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
+    let program = lowering.program();
+    let nodes = program.nodes().get(index..).unwrap_or_default();
+    let Some(Ok(first)) = nodes.first().map(operands) else { return Ok(0) };
+    let stored = |lowering: &Lowering<'_>, node: &Node, id: WeightId| {
+        lowering
+            .weight(node, id)
+            .map(|weight| (is_plain(weight.spec.dtype), weight.spec.experts, weight.spec.cols))
+    };
+    let mut taken = 0;
+    for node in nodes {
+        match operands(node) {
+            Ok(next)
+                if (next.x, next.experts) == (first.x, first.experts)
+                    && stored(lowering, node, next.weight)? == stored(lowering, node, first.weight)? =>
+            {
+                taken += 1;
+            }
+            _ => break,
+        }
+    }
+    if taken < 2 {
+        return Ok(0);
+    }
+    let mut prepared = None;
+    for node in nodes.iter().take(taken) {
+        let operands = operands(node)?;
+        let shared = match prepared {
+            Some(shared) => shared,
+            None => prepare(lowering, node, operands)?,
+        };
+        prepared = Some(shared);
+        emit(lowering, node, operands, shared)?;
+    }
+    Ok(taken)
+}
+
+fn operands(node: &Node) -> Result<Operands, BackendError> {
+    match node.op {
+        Op::MoeLinear { x, experts, weight, bias } => Ok(Operands { x, experts, weight, bias }),
+        _ => Err(program_error(node, "is no expert product".to_owned())),
+    }
+}
+
+/// How the pairs of a step of at most `tokens` tokens are spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spread {
+    /// One CTA row per pair.
+    Pair,
+    /// One CTA row per expert, eight pairs at a time.
+    Split8,
+    /// One CTA row per expert, sixteen pairs at a time.
+    Split16,
+    /// Sorted pairs, 64 at a time.
+    Sweep,
+}
+
+fn spread(tokens: u32, top_k: u32) -> Spread {
+    match tokens {
+        ..=1 => Spread::Pair,
+        _ if tokens * top_k > MAX_SCANNED_PAIRS => Spread::Sweep,
+        ..=16 => Spread::Split8,
+        _ => Spread::Split16,
+    }
+}
+
+fn prepare(lowering: &mut Lowering<'_>, node: &Node, operands: Operands) -> Result<Prepared, BackendError> {
+    let weight = lowering.weight(node, operands.weight)?;
+    let top_k = lowering.width(operands.experts);
+    let shared = lowering.width(operands.x) as usize == weight.spec.cols;
+    let tokens = lowering.max_rows(RowSet::Tokens);
+    let expert_count = weight.spec.experts as u32;
+    if expert_count > MAX_EXPERTS {
+        return Err(program_error(node, format!("{expert_count} experts, the kernels take {MAX_EXPERTS}")));
+    }
+    let mut routing = RoutingArgs {
+        experts: lowering.value(operands.experts),
+        tokens: lowering.row_count(RowSet::Tokens),
+        offsets: DevicePtr::NULL,
+        order: DevicePtr::NULL,
+        top_k,
+        expert_count,
+        shared_x: u32::from(shared),
+        reserved: 0,
+    };
+    if is_plain(weight.spec.dtype) {
+        return Ok(Prepared { activations: None, routing });
+    }
+    let rows_per = if shared { 1 } else { top_k };
+    let rows = (RowSet::Tokens, rows_per);
+    let activations = Some(quantize(lowering, node, operands.x, rows, weight.layout.blocks())?);
+    if spread(tokens, top_k) == Spread::Sweep {
+        routing.offsets = lowering.scratch((expert_count as usize + 1) * size_of::<u32>());
+        routing.order = lowering.scratch((tokens * top_k) as usize * size_of::<u32>());
+        let RoutingArgs { experts, tokens, offsets, order, .. } = routing;
+        let args = MoeLinearRouteArgs { experts, tokens, offsets, order, top_k, expert_count };
+        lowering.launch(Launch::linear(&node.label, "moe_linear_route", 1, ROUTE_THREADS, &args));
+    }
+    Ok(Prepared { activations, routing })
+}
+
+fn emit(
+    lowering: &mut Lowering<'_>,
+    node: &Node,
+    operands: Operands,
+    prepared: Prepared,
+) -> Result<(), BackendError> {
+    let device_weight: &DeviceWeight = lowering.weight(node, operands.weight)?;
+    let weight = device_weight.layout.args(device_weight.address);
+    let bias = lowering.vector(node, operands.bias)?;
+    let y = lowering.value(output(node)?);
+    let outputs = device_weight.spec.rows as u32;
+    let dtype = device_weight.spec.dtype;
+    let routing = prepared.routing;
+    let tokens = lowering.max_rows(RowSet::Tokens);
+    let pairs = tokens * routing.top_k;
+    if pairs == 0 || pairs > 65_535 {
+        return Err(program_error(node, format!("{pairs} pairs, the kernels take 1 to 65535")));
+    }
+    let launch = if let Some(x) = prepared.activations {
+        let (shape, grid) = match spread(tokens, routing.top_k) {
+            Spread::Pair => ("pair", [weight.row_tiles, pairs, 1]),
+            Spread::Split8 => ("split8", [weight.row_tiles, routing.expert_count, 1]),
+            Spread::Split16 => ("split16", [weight.row_tiles, routing.expert_count, 1]),
+            Spread::Sweep => {
+                // Enough column groups for twice the average; fuller experts loop.
+                let average = pairs.div_ceil(routing.expert_count);
+                let groups = (2 * average).min(tokens).div_ceil(SWEEP_COLUMNS);
+                ("sweep", [weight.row_tiles.div_ceil(SWEEP_TILES), routing.expert_count, groups])
+            }
+        };
+        let args = MoeLinearArgs { weight, x, routing, bias, y, outputs, reserved: 0 };
+        Launch::grid(&node.label, kernel_name("moe_linear", shape, dtype), grid, [THREADS, 1, 1], 0, &args)
+    } else {
+        let x = lowering.value(operands.x);
+        let args = MoeLinearPlainArgs { weight, x, routing, bias, y, outputs, reserved: 0 };
+        let grid = [weight.row_tiles, pairs, 1];
+        Launch::grid(&node.label, kernel_name("moe_linear", "plain", dtype), grid, [THREADS, 1, 1], 0, &args)
+    };
+    lowering.launch(launch);
+    Ok(())
+}
+
+/// The units it needs.
+pub(super) fn units() -> Vec<Unit> {
+    let route = Unit::new(
+        "moe_linear_route",
+        "moe_linear_route.cu",
+        include_str!("../../../../cuda/moe_linear_route.cu"),
+        vec![Kernel::of::<MoeLinearRouteArgs>("moe_linear_route", ROUTE_THREADS)],
+    );
+    let of = |dtype: DType| {
+        if is_plain(dtype) {
+            let source = include_str!("../../../../cuda/moe_linear_plain.cu");
+            let entries = [("MOE_LINEAR_PLAIN", "plain")];
+            return format_unit::<MoeLinearPlainArgs>(
+                "moe_linear",
+                "moe_linear_plain.cu",
+                source,
+                dtype,
+                &entries,
+            );
+        }
+        let source = include_str!("../../../../cuda/moe_linear.cu");
+        let entries = [
+            ("MOE_LINEAR_PAIR", "pair"),
+            ("MOE_LINEAR_SPLIT_8", "split8"),
+            ("MOE_LINEAR_SPLIT_16", "split16"),
+            ("MOE_LINEAR_SWEEP", "sweep"),
+        ];
+        format_unit::<MoeLinearArgs>("moe_linear", "moe_linear.cu", source, dtype, &entries)
+    };
+    std::iter::once(route).chain(DType::ALL.into_iter().map(of)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_sorted_only_where_scanning_ends() {
+        assert_eq!(spread(1, 4), Spread::Pair);
+        assert_eq!(spread(2, 4), Spread::Split8);
+        assert_eq!(spread(16, 4), Spread::Split8);
+        assert_eq!(spread(128, 4), Spread::Split16);
+        assert_eq!(spread(129, 4), Spread::Sweep);
+        assert_eq!(spread(100, 8), Spread::Sweep);
+    }
+}

@@ -1,0 +1,25 @@
+// add: y[r][i] = a[r][i] + b[r][i].
+//
+// a, b, y: [rows, width] f32. Grid: (ceil(width / 256), most rows); one thread per element.
+// Moves 12 bytes per element; bound by memory.
+#include "common/types.cuh"
+
+struct ElementwiseArgs {
+    const float* a;
+    const float* b;
+    float* y;
+    const u32* rows;
+    u32 width;
+    u32 kind;
+    float alpha;
+    float limit;
+};
+
+KERNEL(add_f32, ElementwiseArgs, 256) {
+    wait_for_previous_kernel();
+    const u32 column = blockIdx.x * blockDim.x + threadIdx.x;
+    const u32 row = blockIdx.y;
+    if (row >= *args.rows || column >= args.width) return;
+    const u64 at = (u64)row * args.width + column;
+    args.y[at] = args.a[at] + args.b[at];
+}

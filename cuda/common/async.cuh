@@ -1,0 +1,52 @@
+// Loads that bypass registers or caches, as inline PTX.
+#pragma once
+#include "common/types.cuh"
+
+// 16 bytes as four words.
+struct alignas(16) Words4 {
+    u32 x, y, z, w;
+};
+
+// 8 bytes as two words.
+struct alignas(8) Words2 {
+    u32 x, y;
+};
+
+#ifndef HOST_EMULATION
+// Weights are read once per step: they should not push activations out of L1.
+__device__ __forceinline__ Words4 load_stream(const Words4* address) {
+    Words4 v;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(address));
+    return v;
+}
+
+__device__ __forceinline__ Words2 load_stream(const Words2* address) {
+    Words2 v;
+    asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
+    return v;
+}
+
+__device__ __forceinline__ u32 load_stream(const u32* address) {
+    u32 v;
+    asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(address));
+    return v;
+}
+
+// Copies 16 bytes to shared memory behind the caller's back; zeros when `valid` is false (`source` is then not read).
+__device__ __forceinline__ void copy_async(void* shared, const void* source, bool valid) {
+    const u32 target = (u32)__cvta_generic_to_shared(shared);
+    const u32 bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(bytes) : "memory");
+}
+
+// Closes the group of copies issued since the last call.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most `PENDING` of this thread's groups are unfinished.
+template <int PENDING>
+__device__ __forceinline__ void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+#endif

@@ -1,0 +1,104 @@
+// Products with plain-float weights (F32, F16, BF16): fused multiply-adds in f32, for any number of columns.
+//
+// A warp takes a row tile of 8 rows; lane 4r + c owns row r and slice 4 * warp + c of the 32 slices of the contraction.
+// Inside a slice elements go in ascending order, slices are added in ascending order: nothing depends on the columns.
+#pragma once
+#include "common/async.cuh"
+#include "common/weight.cuh"
+
+#define PLAIN_THREADS 256
+#define PLAIN_SLICES 32
+#define NO_ROW 0xffffffffu
+
+template <int FORMAT>
+struct PlainChunk {
+    static constexpr int ELEMENTS = FORMAT == FORMAT_F32 ? 4 : 8;
+    float at[ELEMENTS];
+};
+
+template <int FORMAT>
+__device__ __forceinline__ PlainChunk<FORMAT> decode_chunk(const Words4& raw) {
+    const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
+    PlainChunk<FORMAT> chunk;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if constexpr (FORMAT == FORMAT_F32) {
+            chunk.at[i] = __uint_as_float(words[i]);
+        } else if constexpr (FORMAT == FORMAT_F16) {
+            chunk.at[2 * i] = half_to_float((u16)words[i]);
+            chunk.at[2 * i + 1] = half_to_float((u16)(words[i] >> 16));
+        } else {
+            chunk.at[2 * i] = __uint_as_float(words[i] << 16);
+            chunk.at[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+        }
+    }
+    return chunk;
+}
+
+template <int NC>
+struct PlainShared {
+    float partial[PLAIN_SLICES][NC][8];
+};
+
+// Four floats of an activation row from `first` on; zeros past its end.
+__device__ __forceinline__ void load_four(const float* row, u32 first, u32 columns, float (&x)[4]) {
+    if (columns % 4 == 0 && first < columns) {
+        struct alignas(16) Four {
+            float at[4];
+        };
+        const Four four = *(const Four*)(row + first);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x[i] = four.at[i];
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x[i] = first + i < columns ? row[first + i] : 0.0f;
+    }
+}
+
+// Row tile `row_tile` (counted through all experts) times NC columns. `row_of(column)`: row of x or NO_ROW.
+// `store(row in tile, column, sum)` is called for every column. All threads call it; ends with a barrier.
+template <int FORMAT, int NC, class RowOf, class Store>
+__device__ __forceinline__ void plain_product(const Weight& weight, u64 row_tile, const float* x, PlainShared<NC>& shared,
+                                              const RowOf& row_of, const Store& store) {
+    constexpr int E = PlainChunk<FORMAT>::ELEMENTS;
+    const u32 lane = threadIdx.x % 32;
+    const u32 slice = threadIdx.x / 32 * 4 + lane % 4;
+    const u32 row = lane / 4;
+    const u32 chunks = weight.blocks;
+    const float* rows[NC];
+    float acc[NC];
+#pragma unroll
+    for (int n = 0; n < NC; ++n) {
+        const u32 index = row_of(n);
+        rows[n] = index == NO_ROW ? 0 : x + (u64)index * weight.columns;
+        acc[n] = 0.0f;
+    }
+    const Words4* codes = (const Words4*)weight.base + (row_tile * chunks) * 8 + row;
+    const u32 end = (slice + 1) * chunks / PLAIN_SLICES;
+#pragma unroll 4
+    for (u32 chunk = slice * chunks / PLAIN_SLICES; chunk < end; ++chunk) {
+        const PlainChunk<FORMAT> w = decode_chunk<FORMAT>(load_stream(codes + (u64)chunk * 8));
+#pragma unroll
+        for (int n = 0; n < NC; ++n) {
+            if (!rows[n]) continue;
+#pragma unroll
+            for (int q = 0; q < E / 4; ++q) {
+                float four[4];
+                load_four(rows[n], chunk * E + 4 * q, weight.columns, four);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) acc[n] = fmaf(w.at[4 * q + i], four[i], acc[n]);
+            }
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < NC; ++n) shared.partial[slice][n][row] = acc[n];
+    __syncthreads();
+    if (threadIdx.x < 8 * NC) {
+        const u32 column = threadIdx.x / 8;
+        float total = 0.0f;
+#pragma unroll 8
+        for (int s = 0; s < PLAIN_SLICES; ++s) total += shared.partial[s][column][threadIdx.x % 8];
+        store(threadIdx.x % 8, column, total);
+    }
+    __syncthreads();
+}

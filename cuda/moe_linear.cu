@@ -1,0 +1,90 @@
+// moe_linear: y[t][k] = weight[e] x + bias[e] with e = experts[t][k], weight in any quantised format.
+//
+// x: activations made by linear_quantize, one row per token or per pair; y: [tokens * top_k, outputs] f32.
+// Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id> and a name for each kernel.
+//   pair:        grid (row tiles, most pairs): one pair per CTA, for one token. Reads each chosen expert once.
+//   split, 1, 2: grid (row tiles, experts): a CTA finds the pairs of its expert and takes them 8 NT at a time. Each
+//                touched expert is read once from memory, again from L2 where it has more pairs.
+//   sweep:       grid (ceil(row tiles / 8), experts, column groups) over pairs sorted by moe_linear_route.
+// A pair's result has the same bits in all of them (common/tile.cuh).
+#include "common/product.cuh"
+#include "common/routing.cuh"
+
+struct MoeLinearArgs {
+    Weight weight;
+    Activations x;
+    Routing routing;
+    const float* bias;  // [experts, outputs] or null
+    float* y;
+    u32 outputs;
+    u32 reserved;
+};
+
+__device__ __forceinline__ void store_output(const MoeLinearArgs& args, u32 expert, u32 output, u32 pair, float sum) {
+    if (output >= args.outputs || pair == NO_ROW) return;
+    if (args.bias) sum += args.bias[(u64)expert * args.outputs + output];
+    args.y[(u64)pair * args.outputs + output] = sum;
+}
+
+KERNEL(MOE_LINEAR_PAIR, MoeLinearArgs, PRODUCT_THREADS) {
+    __shared__ SplitShared<1> shared;
+    wait_for_previous_kernel();
+    allow_next_kernel();
+    const u32 pair = blockIdx.y;
+    if (pair >= *args.routing.tokens * args.routing.top_k) return;
+    const u32 expert = args.routing.experts[pair];
+    if (expert >= args.routing.expert_count) return;
+    split_product<WEIGHT_FORMAT, 1>(
+        args.weight, (u64)expert * args.weight.row_tiles + blockIdx.x, args.x, 1, shared,
+        [&](u32 column) { return column == 0 ? activation_row(args.routing, pair) : NO_ROW; },
+        [&](u32 row, u32 column, float sum) {
+            store_output(args, expert, blockIdx.x * 32 + row, column == 0 ? pair : NO_ROW, sum);
+        });
+}
+
+template <int NT>
+__device__ __forceinline__ void moe_split(const MoeLinearArgs& args) {
+    __shared__ SplitShared<NT> shared;
+    __shared__ ScannedPairs found;
+    wait_for_previous_kernel();
+    allow_next_kernel();
+    const u32 expert = blockIdx.y;
+    scan_pairs(args.routing, expert, found);
+    for (u32 first = 0; first < found.count; first += 8 * NT) {
+        const u32 columns = found.count - first;
+        const auto pair_of = [&](u32 column) { return column < columns ? found.pairs[first + column] : NO_ROW; };
+        split_product<WEIGHT_FORMAT, NT>(
+            args.weight, (u64)expert * args.weight.row_tiles + blockIdx.x, args.x, columns, shared,
+            [&](u32 column) { return column < columns ? activation_row(args.routing, pair_of(column)) : NO_ROW; },
+            [&](u32 row, u32 column, float sum) {
+                store_output(args, expert, blockIdx.x * 32 + row, pair_of(column), sum);
+            });
+    }
+}
+
+KERNEL(MOE_LINEAR_SPLIT_8, MoeLinearArgs, PRODUCT_THREADS) { moe_split<1>(args); }
+KERNEL(MOE_LINEAR_SPLIT_16, MoeLinearArgs, PRODUCT_THREADS) { moe_split<2>(args); }
+
+KERNEL(MOE_LINEAR_SWEEP, MoeLinearArgs, PRODUCT_THREADS) {
+    __shared__ SweepShared shared;
+    __shared__ u32 pairs[SWEEP_COLUMNS];
+    wait_for_previous_kernel();
+    allow_next_kernel();
+    const u32 expert = blockIdx.y;
+    const u32 end = args.routing.offsets[expert + 1];
+    const u32 row_tile = blockIdx.x * 8 + threadIdx.x / 32;
+    for (u32 first = args.routing.offsets[expert] + blockIdx.z * SWEEP_COLUMNS; first < end;
+         first += gridDim.z * SWEEP_COLUMNS) {
+        if (threadIdx.x < SWEEP_COLUMNS) {
+            const u32 pair = first + threadIdx.x < end ? args.routing.order[first + threadIdx.x] : NO_ROW;
+            pairs[threadIdx.x] = pair;
+            shared.rows[threadIdx.x] = pair == NO_ROW ? NO_ROW : activation_row(args.routing, pair);
+        }
+        __syncthreads();
+        sweep_product<WEIGHT_FORMAT>(
+            args.weight, (u64)expert * args.weight.row_tiles + row_tile, row_tile < args.weight.row_tiles, args.x,
+            end - first, shared, [&](u32 row, u32 column, float sum) {
+                store_output(args, expert, row_tile * 32 + row, pairs[column], sum);
+            });
+    }
+}
