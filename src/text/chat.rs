@@ -150,6 +150,11 @@ impl ChatFormat {
         self.tool_tags
     }
 
+    /// The parser for one answer.
+    pub fn parser(&self, options: ParserOptions) -> OutputParser {
+        OutputParser::for_model(&self.tokenizer, self, options)
+    }
+
     /// The prompt's ids, BOS included where the model wants it.
     ///
     /// # Errors

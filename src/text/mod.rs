@@ -1,4 +1,5 @@
-//! Text in and out: tokenizers, and decoding that is safe to stream.
+//! Text in and out: tokenizers, decoding that is safe to stream, and the chat formats on top of them ([`chat`],
+//! [`harmony`]).
 //!
 //! A [`Tokenizer`] is built by one of two backends: `hf-json` from a Hugging Face `tokenizer.json`, `gguf-bpe` from the
 //! model file itself. Both share everything but the merging of ordinary text: the vocabulary, the cutting out of

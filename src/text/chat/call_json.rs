@@ -164,10 +164,8 @@ mod tests {
         let text = "\n{ \"name\" : \"a\\\"b\" , \"arguments\": {\"x\": 1}}";
         let at = text.find("{\"x\"").unwrap();
         for end in 0..=text.len() {
-            let expected = match end > at {
-                true => Opening::Complete { name: "a\"b".into(), arguments_at: at },
-                false => Opening::Incomplete,
-            };
+            let complete = Opening::Complete { name: "a\"b".into(), arguments_at: at };
+            let expected = if end > at { complete } else { Opening::Incomplete };
             assert_eq!(opening(&text[..end]), expected, "{:?}", &text[..end]);
         }
         let parameters = "{\"name\":\"f\",\"parameters\":{";

@@ -92,9 +92,8 @@ impl Date {
                 Some('a') => out.write_str(day_name.get(..3).unwrap_or_default()),
                 Some('F') => write!(out, "{year}-{month:02}-{day:02}"),
                 Some('H' | 'M' | 'S') => out.write_str("00"),
-                Some('%') => out.write_str("%"),
+                Some('%') | None => out.write_str("%"),
                 Some(other) => write!(out, "%{}{other}", if unpadded { "-" } else { "" }),
-                None => out.write_str("%"),
             };
         }
         out
@@ -133,7 +132,7 @@ mod tests {
         assert_eq!(date.to_string(), "2025-06-08");
         assert_eq!(
             date.format("%A %a, %d %B %b %Y %y %j %-d %e %H:%M%% %q %"),
-            concat!("Sunday Sun, 08 June Jun 2025 25 159 8  8 00:00% %q %")
+            "Sunday Sun, 08 June Jun 2025 25 159 8  8 00:00% %q %"
         );
         assert_eq!(Date::parse("2024-02-29").unwrap().format("%j %a"), "060 Thu");
         assert_eq!(Date::parse("1970-01-01").unwrap().format("%F %a"), "1970-01-01 Thu");

@@ -10,8 +10,11 @@ use minijinja::{Error, ErrorKind};
 
 /// Values nested deeper than this are refused; requests cannot be (their parser's limit is 128).
 const MAX_DEPTH: usize = 200;
+/// The longest JSON written: values may share parts, so that small ones can be endless as text.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// The filter `value | tojson(indent=…, separators=…, sort_keys=…, ensure_ascii=…)`.
+#[expect(clippy::needless_pass_by_value, reason = "the signature of filters")]
 pub(super) fn tojson(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let style = Style::from_arguments(&positional, &kwargs)?;
     kwargs.assert_all_used()?;
@@ -57,8 +60,11 @@ impl Style {
     }
 
     fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
-        if depth > MAX_DEPTH {
-            return Err(Error::new(ErrorKind::InvalidOperation, "the value is nested too deeply for tojson"));
+        if depth > MAX_DEPTH || out.len() > MAX_BYTES {
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "the value is nested too deeply or too long for tojson",
+            ));
         }
         match value.kind() {
             ValueKind::Undefined | ValueKind::None => out.push_str("null"),

@@ -1,11 +1,17 @@
 //! Chat templates: Jinja text that came with a model file, which may be hostile.
 //!
 //! Rendered as Hugging Face does it (`trim_blocks`, `lstrip_blocks`, Python's string methods and JSON), within limits:
-//! the template's length, its nesting, the steps it takes and what it writes. Templates can reach neither files nor
+//! the template's length, its nesting, the steps and the time it takes and what it writes. Not limited is the memory of
+//! intermediate values: a template that doubles a string forty times exhausts it. Templates can reach neither files nor
 //! other templates nor anything of the program but the variables they are given.
 
 use std::borrow::Cow;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value as TemplateValue};
@@ -19,6 +25,8 @@ use super::{ChatError, Date};
 pub const MAX_TEMPLATE_BYTES: usize = 256 * 1024;
 /// Steps of one rendering; a conversation of a thousand messages takes some hundred thousand.
 const FUEL: u64 = 5_000_000;
+/// Time of one rendering. Steps are not all equal: a single comparison of two values can take forever.
+const MAX_SECONDS: u64 = 5;
 /// The longest prompt text: more than any accepted request can hold.
 const MAX_OUTPUT_BYTES: usize = 128 * 1024 * 1024;
 /// Nesting of macro calls; they use the stack.
@@ -32,8 +40,10 @@ const NAME: &str = "chat_template";
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     knows_developer: bool,
+    /// A rendering exceeded its time. Its thread cannot be ended, so there must not be more of them.
+    stuck: AtomicBool,
 }
 
 impl ChatTemplate {
@@ -58,7 +68,8 @@ impl ChatTemplate {
         let knows_developer = source.contains("developer");
         let added =
             on_large_stack(|| environment.add_template_owned(NAME, source).map_err(|error| describe(&error)));
-        added.map(|()| Self { environment, knows_developer })
+        added?;
+        Ok(Self { environment: Arc::new(environment), knows_developer, stuck: AtomicBool::new(false) })
     }
 
     /// Whether the template has a place for messages of the role `developer`.
@@ -71,27 +82,58 @@ impl ChatTemplate {
     /// # Errors
     /// The template refuses, fails or exceeds a limit.
     pub fn render(&self, variables: &Map<String, Value>, date: Date) -> Result<String, ChatError> {
-        on_large_stack(|| self.render_here(variables, date))
-    }
-
-    fn render_here(&self, variables: &Map<String, Value>, date: Date) -> Result<String, ChatError> {
-        let strftime_now = TemplateValue::from_function(move |form: &str| date.format(form));
-        let given = TemplateValue::from(Serde(variables));
-        let variables = minijinja::context! { strftime_now, ..given };
-        let mut output = Output(Vec::new());
-        let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
-        template.render_captured_to(variables, &mut output).map_err(|error| describe(&error))?;
-        Ok(String::from_utf8_lossy(&output.0).into_owned())
+        let out_of_time = || ChatError::TemplateLimit { limit: MAX_SECONDS, unit: "seconds" };
+        if self.stuck.load(Ordering::Relaxed) {
+            return Err(out_of_time());
+        }
+        let variables = TemplateValue::from(Serde(variables));
+        let environment = Arc::clone(&self.environment);
+        let (sender, receiver) = sync_channel(1);
+        let rendering = large_stack().spawn(move || {
+            // The receiver is gone if this took too long.
+            let _ = sender.send(render_here(&environment, variables, date));
+        });
+        rendering.map_err(|error| engine_problem(&error.to_string()))?;
+        receiver.recv_timeout(Duration::from_secs(MAX_SECONDS)).unwrap_or_else(|error| match error {
+            RecvTimeoutError::Timeout => {
+                self.stuck.store(true, Ordering::Relaxed);
+                Err(out_of_time())
+            }
+            RecvTimeoutError::Disconnected => Err(engine_problem(PANICKED)),
+        })
     }
 }
 
-/// Runs `work` on a thread of its own with a stack that no nesting within the limits can exceed.
+fn render_here(
+    environment: &Environment<'static>,
+    variables: TemplateValue,
+    date: Date,
+) -> Result<String, ChatError> {
+    let strftime_now = TemplateValue::from_function(move |form: &str| date.format(form));
+    let variables = minijinja::context! { strftime_now, ..variables };
+    let mut output = Output(Vec::new());
+    let template = environment.get_template(NAME).map_err(|error| describe(&error))?;
+    template.render_captured_to(variables, &mut output).map_err(|error| describe(&error))?;
+    Ok(String::from_utf8_lossy(&output.0).into_owned())
+}
+
+const PANICKED: &str = "the template engine panicked";
+
+fn engine_problem(problem: &str) -> ChatError {
+    ChatError::Template { line: 0, problem: problem.to_owned() }
+}
+
+/// A thread with a stack that no nesting within the limits can exceed.
+fn large_stack() -> thread::Builder {
+    thread::Builder::new().name(NAME.to_owned()).stack_size(STACK_BYTES)
+}
+
+/// Runs `work` on a large stack.
 fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, ChatError> + Send) -> Result<T, ChatError> {
-    let problem = |problem: &str| ChatError::Template { line: 0, problem: problem.to_owned() };
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name(NAME.to_owned()).stack_size(STACK_BYTES);
-        let running = thread.spawn_scoped(scope, work).map_err(|error| problem(&error.to_string()))?;
-        running.join().unwrap_or_else(|_| Err(problem("the template engine panicked")))
+    thread::scope(|scope| {
+        let running = large_stack().spawn_scoped(scope, work);
+        let running = running.map_err(|error| engine_problem(&error.to_string()))?;
+        running.join().unwrap_or_else(|_| Err(engine_problem(PANICKED)))
     })
 }
 

@@ -1,8 +1,8 @@
 //! Tool calls of Qwen and its kin: JSON between `<tool_call>` and `</tool_call>` in the text of the answer.
 //!
 //! Used only when the request supplies tools. Text that may turn out to begin a tag is held back, arguments are handed
-//! on as they arrive, and what claims to be a call but is none comes out as text. Small models forget the opening tag or
-//! wrap the call in a code fence; at the beginning of an answer, and after another call, a JSON object that calls a
+//! on as they arrive, and what claims to be a call but is none comes out as text. Small models forget the opening tag
+//! or wrap the call in a code fence; at the beginning of an answer, and after another call, a JSON object that calls a
 //! supplied function counts as well.
 
 use std::sync::Arc;

@@ -9,8 +9,9 @@
 //!
 //! Templates may trim, slice, compare lengths, convert to JSON or concatenate veiled strings. Where a template looks
 //! for a string constant of its own (`'</think>' in content`) the conversation's copies of it stay as they are, unless
-//! they could be part of a special token. What remains: a template that looks for the spelling of a special token, or
-//! for a lone `<`, in what users wrote does not find it.
+//! they could be part of a special token. What remains: a template that itself writes both ends of a special token
+//! around what users wrote makes one of it (`'<|' + name + '|>'`), and a template that looks for the spelling of a
+//! special token, or for a lone `<`, in what users wrote does not find it.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

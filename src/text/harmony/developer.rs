@@ -28,7 +28,7 @@ impl DeveloperText<'_> {
         if let Some(format) = self.response_format {
             let mut section = format!("# Response Formats\n\n## {}\n\n", format.name);
             for line in format.description.iter().flat_map(|description| description.lines()) {
-                section += &format!("// {line}\n");
+                section.extend(["// ", line, "\n"]);
             }
             sections.push(section + &format.schema.to_string());
         }
@@ -41,10 +41,10 @@ fn namespace(tools: &[Tool]) -> String {
     let mut section = format!("# Tools\n\n## {FUNCTIONS}\n\nnamespace {FUNCTIONS} {{\n\n");
     for tool in tools {
         for line in tool.description.iter().flat_map(|description| description.lines()) {
-            section += &format!("// {line}\n");
+            section.extend(["// ", line, "\n"]);
         }
         let argument = tool.parameters.as_ref().map(|schema| format!("_: {}", type_of(schema, "")));
-        section += &format!("type {} = ({}) => any;\n\n", tool.name, argument.unwrap_or_default());
+        section.extend(["type ", &tool.name, " = (", &argument.unwrap_or_default(), ") => any;\n\n"]);
     }
     section + &format!("}} // namespace {FUNCTIONS}")
 }

@@ -88,12 +88,12 @@ trait Sink {
 struct Ids<'t> {
     tokenizer: &'t Tokenizer,
     markers: HarmonyMarkers,
-    ids: Vec<u32>,
+    out: Vec<u32>,
 }
 
 impl Sink for Ids<'_> {
     fn marker(&mut self, marker: Marker) {
-        self.ids.extend(match marker {
+        self.out.extend(match marker {
             Marker::Start => Some(self.markers.start),
             Marker::Channel => Some(self.markers.channel),
             Marker::Constrain => self.markers.constrain,
@@ -104,7 +104,7 @@ impl Sink for Ids<'_> {
     }
 
     fn text(&mut self, text: &str) {
-        self.ids.extend(self.tokenizer.encode(text, SpecialParsing::Plain));
+        self.out.extend(self.tokenizer.encode(text, SpecialParsing::Plain));
     }
 }
 
@@ -132,9 +132,9 @@ pub fn encode(
     messages: &[HarmonyMessage],
     generate: bool,
 ) -> Vec<u32> {
-    let mut sink = Ids { tokenizer, markers, ids: Vec::new() };
+    let mut sink = Ids { tokenizer, markers, out: Vec::new() };
     write_all(&mut sink, messages, generate);
-    sink.ids
+    sink.out
 }
 
 /// The text of `messages`, for people to read.

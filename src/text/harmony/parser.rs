@@ -6,13 +6,15 @@
 
 use std::sync::Arc;
 
-use super::HarmonyMarkers;
 use super::header::{CHANNEL_MARK, Purpose, purpose};
+use super::{ANALYSIS, COMMENTARY, FINAL, HarmonyMarkers};
 use crate::text::chat::{CallNumbers, FinishHint, OutputEvent, ParserOptions};
 use crate::text::{DecodeOptions, IncrementalDecoder, Tokenizer};
 
 /// Ids of the longest header that is read; real ones have at most some thirty.
 const MAX_HEADER_IDS: usize = 128;
+/// The role of the model's own messages.
+const ROLE: &str = "assistant";
 
 /// Parses one answer.
 #[derive(Debug)]
@@ -43,11 +45,13 @@ struct Header {
     spent: usize,
     /// The role is the assistant's unless the header says otherwise: no `<|start|>` precedes it.
     role_known: bool,
+    /// It is too long to be a header, and no text either.
+    given_up: bool,
 }
 
 impl Header {
     fn new(role_known: bool) -> Self {
-        Self { ids: Vec::new(), spent: usize::from(!role_known), role_known }
+        Self { ids: Vec::new(), spent: usize::from(!role_known), role_known, given_up: false }
     }
 }
 
@@ -154,9 +158,11 @@ impl HarmonyParser {
                     self.begin_body(purpose, events);
                 } else if header.ids.len() < MAX_HEADER_IDS {
                     header.ids.push(id);
-                } else if self.is_unmarked_text() {
-                    self.show_header(events);
-                    self.push_text(id, events);
+                } else if !header.given_up {
+                    header.given_up = true;
+                    if self.show_unmarked_text(events) {
+                        self.push_text(id, events);
+                    }
                 }
             }
             State::Body(_) if id == markers.channel => {
@@ -187,29 +193,41 @@ impl HarmonyParser {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Whether the current header is text without any sign of being one.
-    fn is_unmarked_text(&self) -> bool {
-        let State::Header(header) = &self.state else { return false };
+    /// What the current header reads after the role, if nothing in it is a sign of being a header; with the number of
+    /// ids that spell the role.
+    fn unmarked_text(&self) -> Option<(String, usize)> {
+        let State::Header(header) = &self.state else { return None };
+        let role = self.role_ids(&header.ids);
+        let skip = if header.role_known { role.unwrap_or(0) } else { role? };
         let text = self.header_text(header);
-        let marked = text.contains(CHANNEL_MARK) || text.contains("to=") || text.trim().is_empty();
-        !marked && (header.role_known || text.trim_start().starts_with("assistant"))
+        let text = if skip == 0 { &text } else { text.trim_start().strip_prefix(ROLE)? };
+        let words = text.trim();
+        let marked = text.contains(CHANNEL_MARK) || text.contains("to=");
+        let cut_word = [ANALYSIS, COMMENTARY, FINAL, ROLE].iter().any(|name| name.starts_with(words));
+        (!marked && !cut_word).then(|| (text.to_owned(), skip))
     }
 
-    /// Shows a header that turned out to be text.
-    fn show_header(&mut self, events: &mut Vec<OutputEvent>) {
-        let State::Header(header) = &mut self.state else { return };
+    /// How many ids at the front spell the assistant's role.
+    fn role_ids(&self, ids: &[u32]) -> Option<usize> {
+        let mut spelled = Vec::new();
+        let at = ids.iter().position(|&id| {
+            spelled.extend_from_slice(self.tokenizer.token_bytes(id));
+            spelled.len() >= ROLE.len()
+        })?;
+        (spelled.trim_ascii() == ROLE.as_bytes()).then_some(at + 1)
+    }
+
+    /// Shows a header that turned out to be text, if it did.
+    fn show_unmarked_text(&mut self, events: &mut Vec<OutputEvent>) -> bool {
+        let Some((text, skip)) = self.unmarked_text() else { return false };
+        let State::Header(header) = &mut self.state else { return false };
         let ids = std::mem::take(&mut header.ids);
-        let is_role = |id: &u32| {
-            let bytes = self.tokenizer.token_bytes(*id);
-            bytes.trim_ascii() == b"assistant"
-        };
-        let skip = usize::from(!header.role_known && ids.first().is_some_and(is_role));
-        let reasons = ids.iter().find(|id| !self.tokenizer.token_bytes(**id).trim_ascii().is_empty());
-        let reasons = reasons.is_some_and(|id| self.tokenizer.token_bytes(*id).trim_ascii() == b"analysis");
+        let reasons = text.trim_start().starts_with(ANALYSIS);
         self.begin_body(if reasons { Purpose::Reasoning } else { Purpose::Answer }, events);
         for id in ids.into_iter().skip(skip) {
             self.push_text(id, events);
         }
+        true
     }
 
     fn begin_body(&mut self, purpose: Purpose, events: &mut Vec<OutputEvent>) {
@@ -267,8 +285,9 @@ impl HarmonyParser {
             let cut = end == End::Cut || header.ids.is_empty();
             match self.read_header() {
                 Purpose::Call(name) if !cut => self.begin_body(Purpose::Call(name), events),
-                _ if self.is_unmarked_text() => self.show_header(events),
-                _ => {}
+                _ => {
+                    self.show_unmarked_text(events);
+                }
             }
         }
         let mut called = false;

@@ -1,9 +1,7 @@
 //! JSON schemas as the TypeScript types that gpt-oss models were trained to read.
 //!
-//! The rules are those of the reference renderer, oddities included (MODELS.md §5.1): a description of several lines is
-//! commented on its first only, and a described object says so above its key and inside.
-
-use std::fmt::Write as _;
+//! The rules are those of the reference renderer, oddities included (MODELS.md §5.1): a description of several lines
+//! is commented on its first only, and a described object says so above its key and inside.
 
 use serde_json::Value;
 
@@ -60,7 +58,8 @@ fn object(schema: &Value, indent: &str) -> String {
 fn write_property(out: &mut String, indent: &str, key: &str, optional: bool, property: &Value) {
     let variants = array(property, "oneOf");
     if let Some(title) = text(property, "title") {
-        *out += &format!("{indent}// {title}\n{indent}//\n");
+        comment(out, indent, Some(title));
+        out.extend([indent, "//\n"]);
     }
     if property.get("oneOf").is_none() {
         comment(out, indent, text(property, "description"));
@@ -68,7 +67,7 @@ fn write_property(out: &mut String, indent: &str, key: &str, optional: bool, pro
     if let Some(examples) = array(property, "examples").filter(|examples| !examples.is_empty()) {
         comment(out, indent, Some("Examples:"));
         for example in examples.iter().filter_map(Value::as_str) {
-            *out += &format!("{indent}// - \"{example}\"\n");
+            comment(out, indent, Some(&format!("- \"{example}\"")));
         }
     }
     let mark = if optional { "?" } else { "" };
@@ -78,7 +77,7 @@ fn write_property(out: &mut String, indent: &str, key: &str, optional: bool, pro
     }
     let of_type = nullable(property, type_of(property, &format!("{indent}    ")));
     let default = if property.get("oneOf").is_none() { default_of(property, false) } else { None };
-    *out += &format!("{indent}{key}{mark}: {of_type},{}\n", comments([default, None]));
+    out.extend([indent, key, mark, ": ", &of_type, ",", &comments([default, None]), "\n"]);
 }
 
 /// A property that is one of several types, one a line.
@@ -88,14 +87,14 @@ fn write_variants(out: &mut String, indent: &str, name: &str, property: &Value, 
     let described_above = description.is_some() && description != first;
     comment(out, indent, description.filter(|_| described_above));
     comment(out, indent, default_of(property, false).as_deref());
-    *out += &format!("{indent}{name}:\n");
+    out.extend([indent, name, ":\n"]);
     for (index, variant) in variants.iter().enumerate() {
         let own = text(variant, "description");
         let own = own.filter(|_| own != description && !(index == 0 && described_above));
         let comments = comments([own.map(str::to_owned), default_of(variant, false)]);
-        *out += &format!("{indent} | {}{comments}\n", variant_type(variant, indent));
+        out.extend([indent, " | ", &variant_type(variant, indent), &comments, "\n"]);
     }
-    *out += &format!("{indent},\n");
+    out.extend([indent, ",\n"]);
 }
 
 fn variant_type(variant: &Value, indent: &str) -> String {
@@ -120,8 +119,7 @@ fn default_of(schema: &Value, quotes_enums: bool) -> Option<String> {
 
 fn comment(out: &mut String, indent: &str, text: Option<&str>) {
     if let Some(text) = text {
-        // Writing to a string cannot fail.
-        let _ = writeln!(out, "{indent}// {text}");
+        out.extend([indent, "// ", text, "\n"]);
     }
 }
 

@@ -91,7 +91,7 @@ fn calls_are_cut_out_with_their_arguments_byte_for_byte() {
     expect(&call, "", &[("f", arguments)]);
     expect(&format!("Let me see.\n{call}"), "Let me see.", &[("f", arguments)]);
     expect(&format!("{call}\n{call}\n"), "", &[("f", arguments), ("f", arguments)]);
-    expect(&format!("a {call} b"), "ab", &[("f", arguments)]);
+    expect(&format!("a {call} b"), "a b", &[("f", arguments)]);
     expect("<tool_call>{\"arguments\": {\"a\": 1}, \"name\": \"f\"}</tool_call>", "", &[("f", "{\"a\": 1}")]);
     expect(
         "<tool_call>{\"name\": \"f\", \"arguments\": \"{\\\"a\\\": 1}\"}</tool_call>",

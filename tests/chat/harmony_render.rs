@@ -1,27 +1,16 @@
 //! Harmony prompts against the reference texts and ids.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
 use serde_json::{Value, json};
-use worker_orcd::gguf::Gguf;
+use worker_orcd::text::SpecialParsing;
 use worker_orcd::text::chat::{
-    ChatError, ChatFormat, Conversation, Date, Message, ReasoningEffort, RenderOptions, ResponseFormat, Role,
-    Tool, ToolCall,
+    ChatError, Conversation, Date, Message, ReasoningEffort, RenderOptions, ResponseFormat, Role, Tool,
+    ToolCall,
 };
 use worker_orcd::text::harmony::{
     self, BuiltinTools, ContentType, DeveloperText, HarmonyMessage, SystemText, without_finished_reasoning,
 };
-use worker_orcd::text::{SpecialParsing, Tokenizer};
 
-fn shared(path: &str) -> Option<PathBuf> {
-    let full = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(path);
-    if !full.exists() {
-        println!("SKIPPED: {path} is not in ../shared/data");
-        return None;
-    }
-    Some(full)
-}
+use crate::at_hand::{Model, shared};
 
 /// A reference text, less the line break at the end of the file.
 fn reference(name: &str) -> Option<String> {
@@ -29,26 +18,11 @@ fn reference(name: &str) -> Option<String> {
     Some(text.trim_end().to_owned())
 }
 
-fn own_format() -> (Arc<Tokenizer>, ChatFormat) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/haiku-moe/haiku-moe-mxfp4.gguf");
-    let gguf = Gguf::open(path).unwrap();
-    let tokenizer = Arc::new(Tokenizer::load(&gguf, None).unwrap());
-    let format = ChatFormat::load(&gguf, &tokenizer, None).unwrap();
-    (tokenizer, format)
-}
-
-fn gpt_oss() -> Option<(Arc<Tokenizer>, ChatFormat)> {
-    let gguf = Gguf::open(shared("vocab/vocab-gpt-oss-20b.rebuilt.gguf")?).unwrap();
-    let tokenizer = Arc::new(Tokenizer::load(&gguf, None).unwrap());
-    let format = ChatFormat::load(&gguf, &tokenizer, None).unwrap();
-    Some((tokenizer, format))
-}
-
 /// Compares text and, in both vocabularies, ids.
 fn check(name: &str, messages: &[HarmonyMessage], generate: bool) {
     let Some(expected) = reference(name) else { return };
     assert_eq!(harmony::text(messages, generate), expected, "{name}");
-    for (tokenizer, format) in [Some(own_format()), gpt_oss()].into_iter().flatten() {
+    for Model { tokenizer, format } in [Some(Model::own()), Model::gpt_oss()].into_iter().flatten() {
         let ids = harmony::encode(&tokenizer, format.harmony_markers().unwrap(), messages, generate);
         assert_eq!(ids, tokenizer.encode(&expected, SpecialParsing::Parse), "{name}");
     }
@@ -57,7 +31,7 @@ fn check(name: &str, messages: &[HarmonyMessage], generate: bool) {
 fn check_conversation(name: &str, messages: Vec<Message>, options: &RenderOptions) {
     let Some(expected) = reference(name) else { return };
     let conversation = Conversation { messages };
-    for (tokenizer, format) in [Some(own_format()), gpt_oss()].into_iter().flatten() {
+    for Model { tokenizer, format } in [Some(Model::own()), Model::gpt_oss()].into_iter().flatten() {
         assert_eq!(format.render_text(&conversation, options).unwrap(), expected, "{name}");
         let ids = format.render(&conversation, options).unwrap();
         assert_eq!(ids, tokenizer.encode(&expected, SpecialParsing::Parse), "{name}");
@@ -147,7 +121,7 @@ fn reasoning_effort_reaches_the_prompt() {
         check(&name, &[system, developer, user(question)], true);
 
         let options = RenderOptions { reasoning_effort: Some(effort), ..pinned("2025-06-28") };
-        let text = own_format().1.render_text(&Conversation::default(), &options).unwrap();
+        let text = Model::own().format.render_text(&Conversation::default(), &options).unwrap();
         assert!(text.contains(&format!("\n\nReasoning: {}\n\n", effort.as_str())), "{text}");
     }
 }
@@ -274,7 +248,7 @@ const QUESTION_1: &str = "200006 1428 200008 4827 382 220 17 659 220 17 30 20000
 
 #[test]
 fn worked_examples_have_the_published_ids() {
-    let Some((_, format)) = gpt_oss() else { return };
+    let Some(Model { format, .. }) = Model::gpt_oss() else { return };
     let render = |messages: &[Message], options: &RenderOptions| {
         format.render(&Conversation { messages: messages.to_vec() }, options).unwrap()
     };
@@ -311,7 +285,7 @@ const QUESTION_3: &str = "200006 1428 200008 3436 306 12650 30 200007 ";
 
 #[test]
 fn tool_turns_have_the_published_ids() {
-    let Some((_, format)) = gpt_oss() else { return };
+    let Some(Model { format, .. }) = Model::gpt_oss() else { return };
     let description = "Gets the current weather in the provided location.";
     let tool = Tool::function("get_current_weather", Some(description), Some(weather_parameters()));
     let options = RenderOptions {
@@ -348,7 +322,7 @@ fn tool_turns_have_the_published_ids() {
 
 #[test]
 fn conversations_become_messages_by_the_rules() {
-    let (_, format) = own_format();
+    let Model { format, .. } = Model::own();
     let call = |name: &str, arguments: &str| ToolCall {
         id: "1".into(),
         name: name.into(),
@@ -388,7 +362,7 @@ fn conversations_become_messages_by_the_rules() {
 
 #[test]
 fn nothing_in_a_conversation_becomes_a_marker() {
-    for (tokenizer, format) in [Some(own_format()), gpt_oss()].into_iter().flatten() {
+    for Model { tokenizer, format } in [Some(Model::own()), Model::gpt_oss()].into_iter().flatten() {
         let markers: Vec<u32> =
             (0..tokenizer.vocab_size() as u32).filter(|&id| tokenizer.is_special(id)).collect();
         let all: String = markers

@@ -1,24 +1,16 @@
 //! Chat templates against the reference renderer, and against users who write special tokens.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use worker_orcd::gguf::Gguf;
 use worker_orcd::text::chat::{
-    ChatFormat, ChatTemplate, Conversation, Date, Message, RenderOptions, Role, Tool, ToolCall,
+    ChatFormat, ChatTemplate, Conversation, Date, FinishHint, Message, OutputEvent, OutputParser,
+    ParserOptions, RenderOptions, Role, Tool, ToolCall,
 };
-use worker_orcd::text::{SpecialParsing, Tokenizer};
+use worker_orcd::text::{DecodeOptions, SpecialParsing, Tokenizer};
 
-/// A file of the shared test data, or `None`, said loudly.
-fn shared(path: &str) -> Option<PathBuf> {
-    let full = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(path);
-    if !full.exists() {
-        println!("SKIPPED: {path} is not in ../shared/data");
-        return None;
-    }
-    Some(full)
-}
+use crate::at_hand::{Model, shared};
 
 fn template_source(name: &str) -> Option<String> {
     let file = match name {
@@ -41,8 +33,14 @@ fn tokenizer(path: &str) -> Option<Arc<Tokenizer>> {
     Some(Arc::new(Tokenizer::load(&Gguf::open(path).unwrap(), None).unwrap()))
 }
 
+struct Prompted {
+    tokenizer: Arc<Tokenizer>,
+    format: ChatFormat,
+    name: &'static str,
+}
+
 /// The vocabularies with the templates they go with.
-fn formats() -> Vec<(Arc<Tokenizer>, ChatFormat, &'static str)> {
+fn formats() -> Vec<Prompted> {
     let pairs = [
         ("gpt-oss", "vocab/vocab-gpt-oss-20b.rebuilt.gguf"),
         ("qwen2.5-instruct", "vocab/vocab-qwen2.5-0.5b-instruct.rebuilt.gguf"),
@@ -56,20 +54,15 @@ fn formats() -> Vec<(Arc<Tokenizer>, ChatFormat, &'static str)> {
             continue;
         };
         let format = ChatFormat::from_template(&tokenizer, &source).unwrap();
-        formats.push((tokenizer, format, name));
+        formats.push(Prompted { tokenizer, format, name });
     }
     // Our own, so that something is tested everywhere.
-    let gguf = Gguf::open(own_model()).unwrap();
-    let tokenizer = Arc::new(Tokenizer::load(&gguf, None).unwrap());
+    let Model { tokenizer, .. } = Model::own();
     let source = "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content | trim }}<|end|>{% endfor %}\
         {% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<|start|>assistant{% endif %}";
     let format = ChatFormat::from_template(&tokenizer, source).unwrap();
-    formats.push((tokenizer, format, "own"));
+    formats.push(Prompted { tokenizer, format, name: "own" });
     formats
-}
-
-fn own_model() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/haiku-moe/haiku-moe-mxfp4.gguf")
 }
 
 #[test]
@@ -102,7 +95,7 @@ fn pinned() -> RenderOptions {
 fn conversations_render_as_the_reference_renderer_does() {
     let Some(path) = shared("templates/expected.json") else { return };
     let cases: Vec<Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    for (_, format, name) in formats() {
+    for Prompted { format, name, .. } in formats() {
         for case in cases.iter().filter(|case| case["template"] == name) {
             let context = &case["context"];
             // What a conversation cannot say, or says differently on purpose.
@@ -167,7 +160,7 @@ const HARMLESS: [&str; 9] = [
 
 #[test]
 fn ids_equal_those_of_the_plain_rendering_where_nobody_spells_a_special_token() {
-    for (tokenizer, format, name) in formats() {
+    for Prompted { tokenizer, format, name } in formats() {
         for text in HARMLESS {
             let mut conversation = user(text);
             conversation.messages.push(Message::text(Role::Assistant, format!("answer to {text}")));
@@ -189,7 +182,7 @@ fn control_counts(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<(u32, usize)> {
 
 #[test]
 fn nothing_a_user_writes_becomes_a_special_token() {
-    for (tokenizer, format, name) in formats() {
+    for Prompted { tokenizer, format, name } in formats() {
         let spellings: Vec<String> = (0..tokenizer.vocab_size() as u32)
             .filter(|&id| tokenizer.is_special(id))
             .map(|id| String::from_utf8(tokenizer.literal_bytes(id).to_vec()).unwrap())
@@ -237,10 +230,8 @@ fn nothing_a_user_writes_becomes_a_special_token() {
                 "{name}: {attack}"
             );
             // And the text arrives as it was written.
-            let shown = tokenizer.decode_with(
-                &attacked,
-                &worker_orcd::text::DecodeOptions { show_special: true, ..Default::default() },
-            );
+            let shown = tokenizer
+                .decode_with(&attacked, &DecodeOptions { show_special: true, ..DecodeOptions::default() });
             assert!(shown.contains(attack.trim()), "{name}: {attack}");
         }
     }
@@ -248,8 +239,7 @@ fn nothing_a_user_writes_becomes_a_special_token() {
 
 #[test]
 fn a_template_finds_its_own_constants_in_what_users_write() {
-    let gguf = Gguf::open(own_model()).unwrap();
-    let tokenizer = Arc::new(Tokenizer::load(&gguf, None).unwrap());
+    let Model { tokenizer, .. } = Model::own();
     let source =
         "{% for m in messages %}<|start|>{{ m.content.split('</think>')[-1].strip() }}<|end|>{% endfor %}";
     let format = ChatFormat::from_template(&tokenizer, source).unwrap();
@@ -264,7 +254,9 @@ fn a_template_finds_its_own_constants_in_what_users_write() {
 
 #[test]
 fn phi_3_prompts_have_one_bos_and_swallow_line_breaks() {
-    for (_, format, name) in formats().into_iter().filter(|(.., name)| name.starts_with("phi-3")) {
+    for Prompted { format, name, .. } in
+        formats().into_iter().filter(|prompted| prompted.name.starts_with("phi-3"))
+    {
         let ids = format.render(&user("Hi"), &pinned()).unwrap();
         assert_eq!(ids, [1, 32010, 6324, 32007, 32001], "{name}");
     }
@@ -272,12 +264,13 @@ fn phi_3_prompts_have_one_bos_and_swallow_line_breaks() {
 
 #[test]
 fn qwen_prompts_have_the_published_ids() {
-    let Some(qwen) = formats().into_iter().find(|(.., name)| *name == "qwen2.5-instruct") else { return };
-    let ids = qwen.1.render(&user("Hi"), &pinned()).unwrap();
-    let expected = [
-        151644, 8948, 198, 2610, 525, 1207, 16948, 11, 3465, 553, 54364, 14817, 13, 1446, 525, 264, 10950,
-        17847, 13, 151645, 198, 151644, 872, 198, 13048, 151645, 198, 151644, 77091, 198,
-    ];
+    let Some(qwen) = formats().into_iter().find(|prompted| prompted.name == "qwen2.5-instruct") else {
+        return;
+    };
+    let ids = qwen.format.render(&user("Hi"), &pinned()).unwrap();
+    let expected = "151644 8948 198 2610 525 1207 16948 11 3465 553 54364 14817 13 1446 525 264 10950 17847 13 151645 198 \
+        151644 872 198 13048 151645 198 151644 77091 198";
+    let expected: Vec<u32> = expected.split_whitespace().map(|id| id.parse().unwrap()).collect();
     assert_eq!(ids, expected);
 }
 
@@ -298,11 +291,10 @@ fn llama_3_1_renders_its_own_date_and_tools() {
 
 #[test]
 fn the_format_of_a_model_is_detected() {
-    let gguf = Gguf::open(own_model()).unwrap();
-    let tokenizer = Arc::new(Tokenizer::load(&gguf, None).unwrap());
-    assert_eq!(ChatFormat::load(&gguf, &tokenizer, None).unwrap().name(), "harmony");
+    let Model { tokenizer, format } = Model::own();
+    assert_eq!(format.name(), "harmony");
     assert_eq!(ChatFormat::detect(&tokenizer, Some("{{ broken")).unwrap().name(), "harmony");
-    for (tokenizer, _, name) in formats() {
+    for Prompted { tokenizer, name, .. } in formats() {
         let harmony = name == "gpt-oss" || name == "own";
         let found = ChatFormat::detect(&tokenizer, None);
         assert_eq!(found.is_ok(), harmony, "{name}");
@@ -313,4 +305,50 @@ fn the_format_of_a_model_is_detected() {
         );
         assert_eq!(found.has_tool_tags(), name == "qwen2.5-instruct", "{name}");
     }
+}
+
+#[test]
+fn the_parser_goes_with_the_model_and_the_request() {
+    for Prompted { format, name, .. } in formats() {
+        for supplied in [false, true] {
+            let tool_names = if supplied { vec!["f".to_owned()] } else { Vec::new() };
+            let parser = format.parser(ParserOptions { tool_names, ..ParserOptions::default() });
+            let kind = match parser {
+                OutputParser::Harmony(_) => "harmony",
+                OutputParser::ToolTags(_) => "tags",
+                OutputParser::Plain(_) => "plain",
+            };
+            let expected = match name {
+                "gpt-oss" | "own" => "harmony",
+                "qwen2.5-instruct" if supplied => "tags",
+                _ => "plain",
+            };
+            assert_eq!(kind, expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn qwen_calls_are_read_from_ids() {
+    let formats = formats();
+    let Some(qwen) = formats.iter().find(|prompted| prompted.name == "qwen2.5-instruct") else { return };
+    let text = "I see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1.0}}\n</tool_call><|im_end|>";
+    let ids = qwen.tokenizer.encode(text, SpecialParsing::Parse);
+    let read = |tool_names: Vec<String>| {
+        let mut parser = qwen.format.parser(ParserOptions { tool_names, ..ParserOptions::default() });
+        let mut events: Vec<_> = ids.iter().flat_map(|&id| parser.push(id)).collect();
+        events.extend(parser.finish());
+        let (mut content, mut arguments) = (String::new(), String::new());
+        for event in events {
+            match event {
+                OutputEvent::ContentDelta(text) => content += &text,
+                OutputEvent::ToolCallArgumentsDelta { delta, .. } => arguments += &delta,
+                _ => {}
+            }
+        }
+        (content, arguments, parser.hint())
+    };
+    assert_eq!(read(vec!["f".into()]), ("I see.".into(), "{\"a\": 1.0}".into(), FinishHint::ToolCalls));
+    let plain = text.trim_end_matches("<|im_end|>");
+    assert_eq!(read(vec![]), (plain.into(), String::new(), FinishHint::Stop));
 }

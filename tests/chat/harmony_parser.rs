@@ -1,27 +1,13 @@
 //! The harmony parser against the reference texts, the complaints of gpt-oss users, and random ids.
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use worker_orcd::gguf::Gguf;
-use worker_orcd::text::chat::{ChatFormat, FinishHint, OutputEvent, OutputParser, ParserOptions};
-use worker_orcd::text::{DecodeOptions, SpecialParsing, Tokenizer};
+use worker_orcd::text::chat::{FinishHint, OutputEvent, OutputParser, ParserOptions};
+use worker_orcd::text::{DecodeOptions, SpecialParsing};
 
-struct Model {
-    tokenizer: Arc<Tokenizer>,
-    format: ChatFormat,
-}
+use crate::at_hand::{Model, shared};
 
 impl Model {
-    fn own() -> Self {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/haiku-moe/haiku-moe-mxfp4.gguf");
-        let gguf = Gguf::open(path).unwrap();
-        let tokenizer = Arc::new(Tokenizer::load(&gguf, None).unwrap());
-        let format = ChatFormat::load(&gguf, &tokenizer, None).unwrap();
-        Self { tokenizer, format }
-    }
-
     fn ids(&self, text: &str) -> Vec<u32> {
         self.tokenizer.encode(text, SpecialParsing::Parse)
     }
@@ -33,7 +19,7 @@ impl Model {
             call_id_prefix: "call_".into(),
             decode: DecodeOptions { stops: own(stops), ..DecodeOptions::default() },
         };
-        OutputParser::for_model(&self.tokenizer, &self.format, options)
+        self.format.parser(options)
     }
 
     fn answer(&self, text: &str, tools: &[&str]) -> Answer {
@@ -95,22 +81,6 @@ impl Answer {
     }
 }
 
-fn shared(path: &str) -> Option<PathBuf> {
-    let full = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(path);
-    if !full.exists() {
-        println!("SKIPPED: {path} is not in ../shared/data");
-        return None;
-    }
-    Some(full)
-}
-
-fn gpt_oss() -> Option<Model> {
-    let gguf = Gguf::open(shared("vocab/vocab-gpt-oss-20b.rebuilt.gguf")?).unwrap();
-    let tokenizer = Arc::new(Tokenizer::load(&gguf, None).unwrap());
-    let format = ChatFormat::load(&gguf, &tokenizer, None).unwrap();
-    Some(Model { tokenizer, format })
-}
-
 fn reference_ids(name: &str) -> Option<Vec<u32>> {
     let text = std::fs::read_to_string(shared(&format!("harmony/test_{name}.txt"))?).unwrap();
     Some(text.split_whitespace().map(|id| id.parse().unwrap()).collect())
@@ -135,7 +105,7 @@ fn a_reasoned_answer_is_told_apart() {
 #[test]
 fn reference_id_sequences_parse() {
     let (Some(model), Some(reasoned), Some(called)) =
-        (gpt_oss(), reference_ids("simple_reasoning_response"), reference_ids("simple_tool_call"))
+        (Model::gpt_oss(), reference_ids("simple_reasoning_response"), reference_ids("simple_tool_call"))
     else {
         return;
     };
@@ -295,11 +265,13 @@ fn channel_markers_never_reach_the_answer() {
         }
     }
     // Cut off anywhere, nothing of a header shows.
-    let ids = model.ids(stray[0]);
-    for cut in 0..=ids.len() {
-        let answer = Answer::of(&mut model.parser(&[], &[]), &ids[..cut]);
-        assert!("say".starts_with(&answer.content), "{cut}: {answer:?}");
-        assert!("think".starts_with(&answer.reasoning), "{cut}: {answer:?}");
+    for text in stray {
+        let ids = model.ids(text);
+        for cut in 0..=ids.len() {
+            let answer = Answer::of(&mut model.parser(&[], &[]), &ids[..cut]);
+            assert!("say".starts_with(&answer.content), "{text} {cut}: {answer:?}");
+            assert!("think".starts_with(&answer.reasoning), "{text} {cut}: {answer:?}");
+        }
     }
 }
 
@@ -468,7 +440,7 @@ fn an_endless_header_costs_constant_time_and_memory() {
 
 #[test]
 fn the_published_example_parses() {
-    let Some(model) = gpt_oss() else { return };
+    let Some(model) = Model::gpt_oss() else { return };
     let generated = "200005 35644 200008 23483 316 1199 1114 717 23981 170154 13 200007 200006 173781 200005 12606 815 316 28 \
         44580 775 23981 170154 220 200003 4108 200008 10848 7693 7534 28499 18826 18583 200012";
     let ids: Vec<u32> = generated.split_whitespace().map(|id| id.parse().unwrap()).collect();
