@@ -59,6 +59,9 @@ pub struct ModelArgs {
     /// Most positions of one sequence; the model's own limit, at most 16384, when omitted
     #[arg(long, env = "WORKER_ORCD_CONTEXT", value_name = "TOKENS")]
     pub context: Option<usize>,
+    /// Jinja chat template to use in place of the model's own
+    #[arg(long, env = "WORKER_ORCD_CHAT_TEMPLATE", value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
     /// Bytes copied to the device at a time while loading
     #[arg(long, env = "WORKER_ORCD_CHUNK_BYTES", value_name = "BYTES", default_value_t = 1 << 20)]
     pub chunk_bytes: usize,
@@ -119,6 +122,15 @@ pub struct WorkerConfig {
     /// Seconds that running requests get to finish after a shutdown was asked for
     #[arg(long, env = "WORKER_ORCD_DRAIN_TIMEOUT_SEC", value_name = "SECONDS", default_value_t = 4)]
     pub drain_timeout_sec: u64,
+    /// Names the model answers to in /v1, the first being the one it says; the model's own name when omitted
+    #[arg(long, env = "WORKER_ORCD_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',')]
+    pub served_model_name: Vec<String>,
+    /// File of keys, one a line, of which every request must bring one; /health, /ready and /live stay open
+    #[arg(long, env = "WORKER_ORCD_API_KEY_FILE", value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Origins of web pages that may send requests, `*` for any; none when omitted
+    #[arg(long, env = "WORKER_ORCD_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub cors_origin: Vec<String>,
     /// How log lines on stderr look
     #[arg(long, env = "WORKER_ORCD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
@@ -155,6 +167,16 @@ impl WorkerConfig {
         rule("--log-level", &self.log_level, "a level or target=level,…", |filter| {
             EnvFilter::try_new(filter).is_ok()
         })?;
+        for name in &self.served_model_name {
+            rule("--served-model-name", name, "1 to 256 characters", |name| {
+                (1..=256).contains(&name.chars().count())
+            })?;
+        }
+        for origin in &self.cors_origin {
+            rule("--cors-origin", origin, "'*' or scheme://host[:port]", |origin| {
+                origin == "*" || (origin.contains("://") && !origin.ends_with('/'))
+            })?;
+        }
         let bounds: [(&'static str, Option<u64>, RangeInclusive<u64>); 11] = [
             ("--port", Some(u64::from(self.port)), 1024..=65_535),
             ("--max-tokens-in", self.max_tokens_in.map(|tokens| tokens as u64), TOKENS),
@@ -245,6 +267,8 @@ mod tests {
             ("--chunk-bytes", &["4096", "1073741824"], &["4095", "1073741825"]),
             ("--drain-timeout-sec", &["0", "3600"], &["3601"]),
             ("--log-level", &["debug", "worker_orcd=trace,warn"], &["a=b=c"]),
+            ("--served-model-name", &["m", "org/m"], &[""]),
+            ("--cors-origin", &["*", "http://localhost:3000"], &["localhost", "http://x/"]),
             ("--worker-id", &["w", "0190-a.b:c_d"], &["", "two words", "é"]),
         ] {
             for value in good {

@@ -16,6 +16,7 @@ use crate::model::Model;
 use crate::server::worker::ModelCard;
 use crate::server::{ServerState, log, serve, termination};
 use crate::text::Tokenizer;
+use crate::text::chat::ChatFormat;
 
 /// Time for the step under way to end once nobody listens any more: with the drain and the server's own limits it keeps
 /// the exit within a second of the drain time.
@@ -35,7 +36,7 @@ pub fn run(config: &WorkerConfig) -> Result<(), CommandError> {
     let served = runtime.block_on(async {
         let listener = TcpListener::bind((config.host, config.port)).await?;
         tracing::info!(event = "listening", address = %listener.local_addr()?);
-        let state = ServerState::loading(config);
+        let state = ServerState::loading(config).map_err(|error| CommandError::Usage(error.to_string()))?;
         let loading = tokio::task::spawn_blocking({
             let (config, state) = (config.clone(), Arc::clone(&state));
             move || load(&config, &state)
@@ -92,7 +93,8 @@ fn load(config: &WorkerConfig, state: &ServerState) -> Result<Engine, CommandErr
     let mut backend = device::open(config.backend, config.gpu_device)?;
     check_room(backend.as_ref(), &plan, config)?;
     super::progress::upload(&open, backend.as_mut(), config.model.chunk_bytes)?;
-    let card = model_card(&open.model, backend.as_ref());
+    let chat = chat_format(&open, &tokenizer, config)?;
+    let card = model_card(&open.model, backend.as_ref(), settings.block_size);
     let engine = Engine::start(backend, &open.model, settings)?;
     let memory = engine.memory();
     tracing::info!(
@@ -105,10 +107,28 @@ fn load(config: &WorkerConfig, state: &ServerState) -> Result<Engine, CommandErr
     let OpenModel { gguf, model } = open;
     // The mapping and the recorded layers are not needed any more: the weights live on the device.
     drop((gguf, model));
-    if state.attach(card, tokenizer, Box::new(engine.clone())).is_err() {
+    if state.attach(card, tokenizer, chat, Box::new(engine.clone())).is_err() {
         return Err(CommandError::Usage("a model is loaded already".into()));
     }
     Ok(engine)
+}
+
+/// How the model is prompted with a conversation. One whose file does not say so, or says it wrongly, still completes
+/// text; a template that was named must be good.
+fn chat_format(
+    open: &OpenModel,
+    tokenizer: &Arc<Tokenizer>,
+    config: &WorkerConfig,
+) -> Result<Option<Arc<ChatFormat>>, CommandError> {
+    let template = config.model.chat_template.as_deref();
+    match ChatFormat::load(&open.gguf, tokenizer, template) {
+        Ok(format) => Ok(Some(Arc::new(format))),
+        Err(error) if template.is_some() => Err(CommandError::Usage(error.to_string())),
+        Err(error) => {
+            tracing::warn!(event = "no_chat", %error);
+            Ok(None)
+        }
+    }
 }
 
 /// Refuses before the first byte is copied when the model cannot fit.
@@ -126,12 +146,13 @@ fn check_room(backend: &dyn Backend, plan: &MemoryReport, config: &WorkerConfig)
     })))
 }
 
-fn model_card(model: &Model, backend: &dyn Backend) -> ModelCard {
+fn model_card(model: &Model, backend: &dyn Backend, kv_block_size: usize) -> ModelCard {
     let caps = backend.caps();
     ModelCard {
         name: model.config().name.clone(),
         quant_kind: model.quant_kind().to_owned(),
         context_length: Some(crate::model::Recorder::context_length(model)),
+        kv_block_size,
         backend: backend.name().to_owned(),
         sm: caps.compute_capability.map(|capability| capability.to_string()),
         cuda_driver_version: caps.compute_capability.map(|_| caps.driver.clone()),

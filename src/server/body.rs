@@ -117,8 +117,67 @@ impl Fields {
         }
     }
 
-    fn present(&mut self, field: &str) -> Option<Value> {
+    /// A switch, if present.
+    ///
+    /// # Errors
+    ///
+    /// 400 for another type.
+    pub fn switch(&mut self, field: &'static str) -> Result<Option<bool>, ApiError> {
+        match self.present(field) {
+            None => Ok(None),
+            Some(Value::Bool(on)) => Ok(Some(on)),
+            Some(_) => Err(ApiError::invalid(field, "expected true or false")),
+        }
+    }
+
+    /// A string, if present.
+    ///
+    /// # Errors
+    ///
+    /// 400 for another type.
+    pub fn optional_string(&mut self, field: &'static str) -> Result<Option<String>, ApiError> {
+        if self.get(field).is_some() { self.string(field).map(Some) } else { Ok(None) }
+    }
+
+    /// One string or a list of strings; empty when absent.
+    ///
+    /// # Errors
+    ///
+    /// 400 for another type or more than `most` strings.
+    pub fn one_or_more_strings(&mut self, field: &'static str, most: usize) -> Result<Vec<String>, ApiError> {
+        match self.get(field) {
+            Some(Value::String(_)) => self.string(field).map(|text| vec![text]),
+            _ => self.strings(field, most),
+        }
+    }
+
+    /// An object, if present.
+    ///
+    /// # Errors
+    ///
+    /// 400 for another type.
+    pub fn object(&mut self, field: &'static str) -> Result<Option<Map<String, Value>>, ApiError> {
+        match self.present(field) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(_) => Err(ApiError::invalid(field, "expected an object")),
+        }
+    }
+
+    /// A field as it is, unless absent.
+    pub fn present(&mut self, field: &str) -> Option<Value> {
         self.map.remove(field).filter(|value| !value.is_null())
+    }
+
+    /// Looks at a field without taking it.
+    pub fn get(&self, field: &str) -> Option<&Value> {
+        self.map.get(field).filter(|value| !value.is_null())
+    }
+}
+
+impl From<Map<String, Value>> for Fields {
+    fn from(map: Map<String, Value>) -> Self {
+        Self { map }
     }
 }
 
@@ -146,10 +205,10 @@ mod tests {
             fields(json!({"a": 2.0, "b": 2.001, "c": "1", "d": -1, "e": 1.5, "f": null, "g": 7}));
         assert_eq!(fields.number("a", 0.0, 2.0), Ok(Some(2.0)));
         for (field, error) in [("b", fields.number("b", 0.0, 2.0)), ("c", fields.number("c", 0.0, 2.0))] {
-            assert_eq!(error.unwrap_err().field, Some(field));
+            assert_eq!(error.unwrap_err().field.as_deref(), Some(field));
         }
         for field in ["d", "e"] {
-            assert_eq!(fields.integer(field, 0, 9).unwrap_err().field, Some(field));
+            assert_eq!(fields.integer(field, 0, 9).unwrap_err().field.as_deref(), Some(field));
         }
         assert_eq!(fields.integer("f", 0, 9), Ok(None));
         assert_eq!(fields.integer("g", 0, 7), Ok(Some(7)));
@@ -164,7 +223,7 @@ mod tests {
         assert_eq!(fields.seed("a"), Ok(Some(max)));
         assert_eq!(fields.seed("b"), Ok(Some(max)));
         for field in ["c", "d", "e", "f", "g"] {
-            assert_eq!(fields.seed(field).unwrap_err().field, Some(field), "{field}");
+            assert_eq!(fields.seed(field).unwrap_err().field.as_deref(), Some(field), "{field}");
         }
         assert_eq!(fields.seed("absent"), Ok(None));
     }

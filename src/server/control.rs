@@ -1,4 +1,4 @@
-//! `POST /cancel` and `POST /shutdown`.
+//! `POST /cancel`, `/abort_request` and `/shutdown`.
 
 use std::sync::Arc;
 
@@ -29,12 +29,37 @@ pub async fn cancel(State(state): State<Arc<ServerState>>, request: Request) -> 
     if job_id.is_empty() {
         return Err(ApiError::invalid("job_id", "expected at least one character"));
     }
-    if state.jobs.stop(&job_id, StopCause::Cancelled)
+    stop(&state, &job_id);
+    Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "job_id": job_id }))))
+}
+
+/// `POST /abort_request {rid}` or `{abort_all: true}`: `/cancel` as some routers call it, by an answer's id.
+///
+/// # Errors
+///
+/// 400 for a body that names nothing.
+pub async fn abort_request(
+    State(state): State<Arc<ServerState>>,
+    request: Request,
+) -> Result<Json<serde_json::Value>, ApiError> {
+    let (parts, body) = request.into_parts();
+    let mut fields = Fields::read(&parts.headers, body, MAX_BODY_BYTES).await?;
+    if fields.switch("abort_all")? == Some(true) {
+        for job_id in state.jobs.stop_all(StopCause::Cancelled) {
+            stop(&state, &job_id);
+        }
+    } else {
+        stop(&state, &fields.string("rid")?);
+    }
+    Ok(Json(serde_json::json!({})))
+}
+
+fn stop(state: &ServerState, job_id: &str) {
+    if state.jobs.stop(job_id, StopCause::Cancelled)
         && let Some(model) = state.model()
     {
-        model.worker.cancel(&job_id);
+        model.worker.cancel(job_id);
     }
-    Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "job_id": job_id }))))
 }
 
 /// `POST /shutdown`: drains and ends the process, as SIGTERM does.

@@ -1,6 +1,8 @@
 //! The one error shape of the worker's own API: `{code, message, retriable, field?}`, before the first byte as a
 //! response with the code's status, after it as the stream's terminal `error` event.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -14,6 +16,10 @@ use crate::engine::EngineError;
 pub enum ErrorCode {
     /// The request breaks a rule; `field` names where.
     InvalidRequest,
+    /// The key is missing or wrong.
+    Unauthorized,
+    /// The request comes from a page that may not send it.
+    Forbidden,
     /// No such path.
     NotFound,
     /// The path exists, the method does not.
@@ -49,6 +55,8 @@ impl ErrorCode {
     pub const fn name(self) -> &'static str {
         match self {
             Self::InvalidRequest => "INVALID_REQUEST",
+            Self::Unauthorized => "UNAUTHORIZED",
+            Self::Forbidden => "FORBIDDEN",
             Self::NotFound => "NOT_FOUND",
             Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
             Self::Cancelled => "CANCELLED",
@@ -67,6 +75,8 @@ impl ErrorCode {
     pub fn status(self) -> StatusCode {
         match self {
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Cancelled => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
@@ -81,6 +91,8 @@ impl ErrorCode {
     pub const fn retriable(self) -> bool {
         match self {
             Self::InvalidRequest
+            | Self::Unauthorized
+            | Self::Forbidden
             | Self::NotFound
             | Self::MethodNotAllowed
             | Self::Cancelled
@@ -96,7 +108,7 @@ impl ErrorCode {
     }
 
     /// Seconds a client should wait before it tries again.
-    const fn retry_after_s(self) -> Option<u16> {
+    pub const fn retry_after_s(self) -> Option<u16> {
         match self {
             Self::Busy | Self::ShuttingDown => Some(1),
             Self::Loading => Some(5),
@@ -117,7 +129,10 @@ pub struct ApiError {
     pub retriable: bool,
     /// The request's field at fault.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub field: Option<&'static str>,
+    pub field: Option<Cow<'static, str>>,
+    /// A finer word than `code`, for the wire of [`super::openai`].
+    #[serde(skip)]
+    pub detail: Option<&'static str>,
     /// Status in place of the code's own.
     #[serde(skip)]
     pub status: Option<StatusCode>,
@@ -126,12 +141,20 @@ pub struct ApiError {
 impl ApiError {
     /// An error with the code's own status.
     pub fn of(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retriable: code.retriable(), field: None, status: None }
+        let retriable = code.retriable();
+        Self { code, message: message.into(), retriable, field: None, detail: None, status: None }
     }
 
     /// 400 that names the field.
-    pub fn invalid(field: &'static str, rule: impl std::fmt::Display) -> Self {
-        Self { field: Some(field), ..Self::of(ErrorCode::InvalidRequest, format!("{field}: {rule}")) }
+    pub fn invalid(field: impl Into<Cow<'static, str>>, rule: impl std::fmt::Display) -> Self {
+        let field = field.into();
+        let message = format!("{field}: {rule}");
+        Self { field: Some(field), ..Self::of(ErrorCode::InvalidRequest, message) }
+    }
+
+    /// 400 for a prompt that does not fit.
+    pub fn prompt_too_long(rule: impl std::fmt::Display) -> Self {
+        Self { detail: Some("context_length_exceeded"), ..Self::invalid("prompt", rule) }
     }
 
     /// Ended because the drain time is over: cancelled, but worth sending to another worker.
@@ -144,7 +167,7 @@ impl ApiError {
         let code = match error {
             EngineError::QueueFull { .. } => ErrorCode::Busy,
             EngineError::ShuttingDown => ErrorCode::ShuttingDown,
-            EngineError::PromptTooLong { .. } => return Self::invalid("prompt", error),
+            EngineError::PromptTooLong { .. } => return Self::prompt_too_long(error),
             EngineError::KvExhausted => ErrorCode::VramOom,
             EngineError::Cancelled => ErrorCode::Cancelled,
             EngineError::DeadlineExceeded => ErrorCode::InferenceTimeout,

@@ -15,7 +15,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::response::sse::Event;
@@ -24,14 +24,16 @@ use futures_core::Stream;
 use serde_json::json;
 
 use super::body::Fields;
-use super::error::{ApiError, ErrorCode};
+use super::error::ApiError;
 use super::execute_request::{ExecuteRequest, MAX_BODY_BYTES, deadline_ms};
+use super::following::Following;
 use super::generation::{Generation, Output};
 use super::log::{TextPrint, timestamp};
-use super::registry::{LiveJob, StopCause};
+use super::off_thread::{deadline, off_thread};
+use super::record::{self, Beginning, Outcome, Record, milliseconds};
 use super::sse;
-use super::state::{LoadedModel, ServerState};
-use crate::engine::{FinishReason, Job, Usage};
+use super::state::ServerState;
+use crate::engine::{Job, Usage};
 use crate::text::{DecodeOptions, IncrementalDecoder};
 
 /// `POST /execute`.
@@ -40,15 +42,7 @@ pub async fn execute(State(state): State<Arc<ServerState>>, request: Request) ->
     match start(&state, request, &mut job_id).await {
         Ok(stream) => sse::response(stream),
         Err(error) => {
-            let (code, status) = (error.code.name(), error.status().as_u16());
-            tracing::warn!(
-                event = "error",
-                job_id,
-                code,
-                status,
-                field = error.field,
-                reason = error.message
-            );
+            record::refused(&state.tally, job_id.as_deref(), &error);
             error.into_response()
         }
     }
@@ -71,18 +65,19 @@ async fn start(
     let mut job = state.register(&request.job_id)?;
 
     let print = TextPrint::of(&request.prompt);
-    let (request, prompt) = tokenise(model, request, state.max_tokens_in, &mut job, deadline).await?;
-    let record = Record {
-        job_id: request.job_id.clone(),
-        tokens_in: prompt.len(),
-        output: TextPrint::default(),
-        closed: false,
-    };
+    let tokenizer = Arc::clone(&model.tokenizer);
+    let max_tokens_in = state.max_tokens_in;
+    let (request, prompt) = off_thread(&mut job, deadline, move || {
+        let ids = request.tokenise(&tokenizer, max_tokens_in)?;
+        Ok((request, ids))
+    })
+    .await?;
     let seed = request.sampling.seed;
+    let tokens_in = prompt.len();
     let stream = model
         .worker
         .submit(Job {
-            id: request.job_id,
+            id: request.job_id.clone(),
             prompt,
             max_tokens: request.max_tokens,
             stop_ids: model.tokenizer.stop_ids().to_vec(),
@@ -91,65 +86,18 @@ async fn start(
             cache_salt: None,
         })
         .map_err(|error| ApiError::from_engine(&error, &model.card.backend))?;
-    tracing::info!(
-        event = "execute_start",
-        job_id = record.job_id,
-        prompt_sha256 = print.sha256(),
-        prompt_chars = print.chars(),
-        tokens_in = record.tokens_in,
-        max_tokens = request.max_tokens,
-        seed
-    );
+    let (job_id, max_tokens) = (&request.job_id, request.max_tokens);
+    let record =
+        Record::begin(&state.tally, &Beginning { job_id, prompt: &print, tokens_in, max_tokens, seed });
     let started = json!({
-        "job_id": record.job_id, "model": model.card.name, "started_at": timestamp(), "seed": seed
+        "job_id": job_id, "model": model.card.name, "started_at": timestamp(), "seed": seed
     });
     // The output continues the prompt: a word's leading space belongs to it.
     let decoding = DecodeOptions { continues_text: true, stops: request.stop, ..DecodeOptions::default() };
     let decoder = IncrementalDecoder::new(Arc::clone(&model.tokenizer), &decoding);
-    let generation = Generation::follow(stream, job, decoder, deadline, &model.card.backend);
+    let following = Following::of(vec![stream], job, deadline, &model.card.backend);
+    let generation = Generation::read(following, decoder);
     Ok(ExecuteStream { generation, due: VecDeque::from([sse::event("started", &started)]), record })
-}
-
-/// The earlier of the client's and the worker's limit.
-fn deadline(received: Instant, client_ms: Option<u64>, worker: Duration) -> Instant {
-    let client = client_ms.map_or(worker, Duration::from_millis);
-    received + client.min(worker)
-}
-
-/// Tokenises off the server's threads, unless the job ends first.
-async fn tokenise(
-    model: &LoadedModel,
-    request: ExecuteRequest,
-    max_tokens_in: Option<usize>,
-    job: &mut LiveJob,
-    deadline: Instant,
-) -> Result<(ExecuteRequest, Vec<u32>), ApiError> {
-    let tokenizer = Arc::clone(&model.tokenizer);
-    let work = tokio::task::spawn_blocking(move || {
-        let ids = request.tokenise(&tokenizer, max_tokens_in)?;
-        Ok((request, ids))
-    });
-    let timed_out = || ApiError::of(ErrorCode::InferenceTimeout, "deadline exceeded");
-    let done = tokio::select! {
-        biased;
-        cause = job.stopped() => return Err(match cause {
-            StopCause::Cancelled => ApiError::of(ErrorCode::Cancelled, "cancelled"),
-            StopCause::Drained => ApiError::drained(),
-        }),
-        () = tokio::time::sleep_until(deadline.into()) => return Err(timed_out()),
-        done = work => done.map_err(|_| ApiError::of(ErrorCode::Internal, "the tokenizer has failed"))?,
-    };
-    // Timers are coarse: a deadline of a millisecond may have passed unnoticed.
-    if Instant::now() < deadline { done } else { Err(timed_out()) }
-}
-
-/// What the log says of a request at its end.
-#[derive(Debug)]
-struct Record {
-    job_id: String,
-    tokens_in: usize,
-    output: TextPrint,
-    closed: bool,
 }
 
 /// The events of one request. Dropping it before its end cancels the sequence.
@@ -179,74 +127,33 @@ impl Stream for ExecuteStream {
 impl ExecuteStream {
     /// Queues the events of one output.
     fn render(&mut self, output: Output) {
+        self.record.note(self.generation.progress());
         match output {
             Output::Text { text, index } => {
                 self.record.output.push(&text);
                 self.due.push_back(sse::event("token", &json!({ "t": text, "i": index })));
             }
             Output::Ended { reason, usage } => {
-                let finish_reason = finish_reason(reason);
-                self.close(finish_reason);
+                let outcome = Outcome::from(reason);
+                self.record.end(outcome);
                 if let Some(usage) = usage {
                     self.due.push_back(sse::event("metrics", &metrics(&usage)));
                 }
-                let progress = *self.generation.progress();
+                let progress = self.generation.progress();
                 let end = json!({
                     "tokens_in": self.record.tokens_in,
                     "tokens_out": progress.tokens_out,
-                    "ttft_ms": progress.time_to_first_token().map(ms),
-                    "decode_time_ms": ms(progress.decode_time()),
-                    "finish_reason": finish_reason,
+                    "ttft_ms": progress.time_to_first_token().map(milliseconds),
+                    "decode_time_ms": milliseconds(progress.decode_time()),
+                    "finish_reason": outcome.name(),
                 });
                 self.due.push_back(sse::event("end", &end));
             }
             Output::Failed(error) => {
-                self.close(error_outcome(error.code));
-                let (code, reason) = (error.code.name(), &error.message);
-                tracing::warn!(event = "error", job_id = self.record.job_id, code, reason);
+                self.record.fail(&error);
                 self.due.push_back(sse::event("error", &json!(error)));
             }
         }
-    }
-
-    /// The one log line at the end of a request.
-    fn close(&mut self, outcome: &'static str) {
-        if std::mem::replace(&mut self.record.closed, true) {
-            return;
-        }
-        let progress = self.generation.progress();
-        tracing::info!(
-            event = "execute_end",
-            job_id = self.record.job_id,
-            outcome,
-            tokens_in = self.record.tokens_in,
-            tokens_out = progress.tokens_out,
-            output_sha256 = self.record.output.sha256(),
-            output_chars = self.record.output.chars(),
-            ttft_ms = progress.time_to_first_token().map(ms),
-            decode_time_ms = ms(progress.decode_time())
-        );
-    }
-}
-
-impl Drop for ExecuteStream {
-    fn drop(&mut self) {
-        self.close("disconnected");
-    }
-}
-
-const fn finish_reason(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
-    }
-}
-
-const fn error_outcome(code: ErrorCode) -> &'static str {
-    match code {
-        ErrorCode::Cancelled => "cancelled",
-        ErrorCode::InferenceTimeout => "timeout",
-        _ => "error",
     }
 }
 
@@ -257,14 +164,9 @@ fn metrics(usage: &Usage) -> serde_json::Value {
     json!({
         "prompt_tokens": usage.prompt_tokens,
         "cached_tokens": usage.cached_tokens,
-        "queue_time_ms": ms(usage.queue_time),
-        "prefill_time_ms": ms(usage.prefill_time),
-        "decode_time_ms": ms(usage.decode_time),
+        "queue_time_ms": milliseconds(usage.queue_time),
+        "prefill_time_ms": milliseconds(usage.prefill_time),
+        "decode_time_ms": milliseconds(usage.decode_time),
         "tokens_per_second": (seconds > 0.0).then_some(decoded / seconds),
     })
-}
-
-/// Milliseconds to the microsecond.
-fn ms(time: Duration) -> f64 {
-    time.as_micros() as f64 / 1000.0
 }

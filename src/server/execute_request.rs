@@ -107,7 +107,7 @@ impl ExecuteRequest {
         }
         if let Some(most) = max_tokens_in.filter(|&most| ids.len() > most) {
             let rule = format_args!("expected at most {most} tokens, got {}", ids.len());
-            return Err(ApiError::invalid("prompt", rule));
+            return Err(ApiError::prompt_too_long(rule));
         }
         Ok(ids)
     }

@@ -1,13 +1,18 @@
 //! The server's life: listen, serve, drain, end within the time promised.
 
-use std::future::{Future, IntoFuture};
+use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::serve::ListenerExt;
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::registry::StopCause;
@@ -17,41 +22,91 @@ use super::state::ServerState;
 const LAST_EVENT_TIME: Duration = Duration::from_millis(200);
 /// Time for connections to write what they hold and close; one that does not read is cut off then.
 const CLOSE_TIME: Duration = Duration::from_millis(300);
+/// Time for a client to send the head of a request.
+const HEAD_TIME: Duration = Duration::from_secs(30);
+/// Bytes that the head of a request may have.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// Connections at a time; more wait until one closes.
+const MAX_CONNECTIONS: usize = 8192;
+/// Pause after a connection could not be accepted, which is most often for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `signal` or `POST /shutdown`, then drains: requests are answered 503 while the running ones finish,
 /// and after the drain time what still runs is cancelled. Returns at most half a second after the drain time.
 ///
 /// # Errors
 ///
-/// The listener has failed.
+/// The server's own task has failed.
 pub async fn serve<F>(listener: TcpListener, state: Arc<ServerState>, signal: F) -> io::Result<()>
 where
     F: Future<Output = ()>,
 {
-    // A token is a small packet: waiting to fill a larger one would show.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
-        }
-    });
-    let (close, closed) = oneshot::channel::<()>();
-    let server = axum::serve(listener, super::router(Arc::clone(&state))).with_graceful_shutdown(async {
-        // An error says that the other end is gone, which means the same.
-        let _ = closed.await;
-    });
-    let mut server = tokio::spawn(server.into_future());
+    let (close, closing) = watch::channel(false);
+    let mut server = tokio::spawn(accept(listener, super::router(Arc::clone(&state)), closing));
     tokio::select! {
         () = signal => {}
         () = state.shutdown_requested() => {}
-        ended = &mut server => return ended.map_err(io::Error::other)?,
+        ended = &mut server => return ended.map_err(io::Error::other),
     }
     drain(&state).await;
-    let _ = close.send(());
+    close.send_replace(true);
     if let Ok(ended) = timeout(CLOSE_TIME, &mut server).await {
-        return ended.map_err(io::Error::other)?;
+        return ended.map_err(io::Error::other);
     }
     server.abort();
     Ok(())
+}
+
+/// Takes connections until told to close, then waits for those there are.
+async fn accept(listener: TcpListener, router: Router, mut closing: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = told(&mut closing) => break,
+            _ = connections.join_next(), if !connections.is_empty() => {}
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, router.clone(), closing.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Returns once it is time to close.
+async fn told(closing: &mut watch::Receiver<bool>) {
+    // A sender that is gone means the same.
+    let _ = closing.wait_for(|&closing| closing).await;
+}
+
+/// Serves one connection until its client closes it, or until the one request under way is answered once `closing`.
+async fn connection(stream: TcpStream, router: Router, mut closing: watch::Receiver<bool>) {
+    // A token is a small packet: waiting to fill a larger one would show.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "no TCP_NODELAY");
+    }
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = told(&mut closing) => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection");
+    }
 }
 
 /// Refuses what comes, waits for what runs, and cancels what is left when the drain time is over.

@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::api_keys::{ApiKeys, KeyFileError};
 use super::error::{ApiError, ErrorCode};
+use super::record::Tally;
 use super::registry::{Refusal, Registry};
 use super::worker::{ModelCard, Worker, WorkerHealth};
 use crate::config::WorkerConfig;
 use crate::engine::Health;
 use crate::text::Tokenizer;
+use crate::text::chat::ChatFormat;
 
 /// The engine's own end of a drain comes after the server's, which knows what to tell the client.
 const ENGINE_GRACE: Duration = Duration::from_millis(100);
@@ -22,6 +25,8 @@ pub struct LoadedModel {
     pub card: ModelCard,
     /// Its tokenizer.
     pub tokenizer: Arc<Tokenizer>,
+    /// How it is prompted with a conversation; `None` if nothing says so.
+    pub chat: Option<Arc<ChatFormat>>,
     /// The engine that runs it.
     pub worker: Box<dyn Worker>,
 }
@@ -68,27 +73,49 @@ pub struct ServerState {
     pub inference_timeout: Duration,
     /// Time that running requests get after a shutdown was asked for.
     pub drain_timeout: Duration,
+    /// Names of the model in `/v1`; its own name when empty.
+    pub served_names: Vec<String>,
+    /// Where the model lies.
+    pub model_path: String,
+    /// Keys of which a request must bring one.
+    pub api_keys: Option<ApiKeys>,
+    /// Origins of web pages that may send requests.
+    pub cors_origins: Vec<String>,
+    /// Counts of all requests.
+    pub tally: Arc<Tally>,
     /// Live jobs by name.
     pub jobs: Arc<Registry>,
     model: OnceLock<LoadedModel>,
+    /// When the server began, in seconds since 1970.
+    pub created: u64,
     started: Instant,
     shutdown: Notify,
 }
 
 impl ServerState {
     /// A server that still loads.
-    pub fn loading(config: &WorkerConfig) -> Arc<Self> {
-        Arc::new(Self {
+    ///
+    /// # Errors
+    ///
+    /// The file of keys is of no use.
+    pub fn loading(config: &WorkerConfig) -> Result<Arc<Self>, KeyFileError> {
+        Ok(Arc::new(Self {
             worker_id: config.worker_id.clone(),
             max_tokens_in: config.max_tokens_in,
             max_tokens_out: config.max_tokens_out,
             inference_timeout: config.inference_timeout(),
             drain_timeout: config.drain_timeout(),
+            served_names: config.served_model_name.clone(),
+            model_path: config.model.model.display().to_string(),
+            api_keys: config.api_key_file.as_deref().map(ApiKeys::load).transpose()?,
+            cors_origins: config.cors_origin.clone(),
+            tally: Arc::default(),
             jobs: Arc::default(),
             model: OnceLock::new(),
+            created: super::openai::reply::unix_seconds(),
             started: Instant::now(),
             shutdown: Notify::new(),
-        })
+        }))
     }
 
     /// Begins to serve this model. A worker has one model for life: a second one is handed back.
@@ -100,9 +127,10 @@ impl ServerState {
         &self,
         card: ModelCard,
         tokenizer: Arc<Tokenizer>,
+        chat: Option<Arc<ChatFormat>>,
         worker: Box<dyn Worker>,
     ) -> Result<(), Box<LoadedModel>> {
-        let model = LoadedModel { card, tokenizer, worker };
+        let model = LoadedModel { card, tokenizer, chat, worker };
         self.model.set(model).map_err(Box::new)?;
         tracing::info!(event = "ready", load_ms = self.uptime().as_millis() as u64);
         Ok(())
@@ -118,6 +146,17 @@ impl ServerState {
             return Err(ApiError::of(ErrorCode::ShuttingDown, "shutting down"));
         }
         self.model().ok_or_else(|| ApiError::of(ErrorCode::Loading, "the model is still loading"))
+    }
+
+    /// The name the model says it has.
+    pub fn model_name(&self) -> Option<&str> {
+        let first = self.served_names.first().map(String::as_str);
+        first.or_else(|| self.model().map(|model| model.card.name.as_str()))
+    }
+
+    /// Whether the model answers to this name.
+    pub fn answers_to(&self, name: &str) -> bool {
+        self.model_name() == Some(name) || self.served_names.iter().any(|served| served == name)
     }
 
     /// The model once loaded, whether or not requests are taken.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use worker_orcd_core::MemoryReport;
 
-use crate::engine::{Engine, EngineError, Health, Job, JobStream};
+use crate::engine::{Engine, EngineError, EngineHistograms, EngineStats, Health, Job, JobStream};
 
 /// The engine, as the server sees it. No call waits for the device.
 pub trait Worker: Send + Sync + 'static {
@@ -22,6 +22,12 @@ pub trait Worker: Send + Sync + 'static {
 
     /// The state of this moment.
     fn health(&self) -> WorkerHealth;
+
+    /// Figures of this moment.
+    fn stats(&self) -> EngineStats;
+
+    /// Distributions since the start.
+    fn histograms(&self) -> EngineHistograms;
 
     /// Takes no more jobs; those that run end by `deadline`.
     fn drain(&self, deadline: Instant);
@@ -55,6 +61,8 @@ pub struct ModelCard {
     pub quant_kind: String,
     /// Positions of the longest sequence.
     pub context_length: Option<usize>,
+    /// Positions in a block of the key/value cache.
+    pub kv_block_size: usize,
     /// `cuda`, `wgpu` or `reference`.
     pub backend: String,
     /// CUDA compute capability without its dot, `90`.
@@ -83,6 +91,14 @@ impl Worker for Engine {
             running: stats.running,
             waiting: stats.waiting,
         }
+    }
+
+    fn stats(&self) -> EngineStats {
+        self.stats()
+    }
+
+    fn histograms(&self) -> EngineHistograms {
+        self.histograms()
     }
 
     fn drain(&self, deadline: Instant) {

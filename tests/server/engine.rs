@@ -28,7 +28,7 @@ fn start(config: &EngineConfig) -> (Server, Engine, Arc<Controls>) {
     let engine = Engine::start(backend, &model(), config).unwrap();
     let server = Server::start_loading(&["--drain-timeout-sec", "1"]);
     let tokenizer = Arc::new(mock::byte_tokenizer());
-    server.state.attach(mock::card(), tokenizer, Box::new(engine.clone())).unwrap();
+    server.state.attach(mock::card(), tokenizer, None, Box::new(engine.clone())).unwrap();
     (server, engine, controls)
 }
 

@@ -75,7 +75,13 @@ impl Reply {
     }
 
     /// The whole body as JSON.
-    pub(crate) fn json(mut self) -> Value {
+    pub(crate) fn json(self) -> Value {
+        let body = self.text();
+        serde_json::from_str(&body).unwrap_or_else(|e| panic!("{e}: {body}"))
+    }
+
+    /// The whole body.
+    pub(crate) fn text(mut self) -> String {
         let mut body = vec![];
         if let Some(length) = self.header("content-length") {
             body.resize(length.parse().unwrap(), 0);
@@ -84,26 +90,51 @@ impl Reply {
             while self.read_chunk() {}
             body = self.decoded;
         }
-        serde_json::from_slice(&body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&body)))
+        String::from_utf8(body).unwrap()
+    }
+
+    /// The data of the next event without a name; comments are passed over. `None` at the end of the body.
+    pub(crate) fn next_data(&mut self) -> Option<String> {
+        loop {
+            let text = self.next_block()?;
+            if let Some(data) = text.strip_prefix("data: ") {
+                assert_eq!(data.trim_end().lines().count(), 1, "{text:?}");
+                return Some(data.trim_end().to_owned());
+            }
+            assert!(text.starts_with(':'), "{text:?}");
+        }
+    }
+
+    /// All chunks up to `[DONE]`, which must be there and last.
+    pub(crate) fn chunks(mut self) -> Vec<Value> {
+        let mut data: Vec<String> = std::iter::from_fn(|| self.next_data()).collect();
+        assert_eq!(data.pop().as_deref(), Some("[DONE]"), "{data:?}");
+        data.iter().map(|data| serde_json::from_str(data).unwrap()).collect()
     }
 
     /// The next event; comments are passed over. `None` at the end of the body.
     pub(crate) fn next_event(&mut self) -> Option<SseEvent> {
         loop {
-            let Some(end) = self.decoded.windows(2).position(|pair| pair == b"\n\n") else {
-                if !self.read_chunk() {
-                    assert!(self.decoded.is_empty(), "an event without its blank line");
-                    return None;
-                }
-                continue;
-            };
-            let text: Vec<u8> = self.decoded.drain(..end + 2).collect();
-            let text = String::from_utf8(text).expect("an event is whole UTF-8");
+            let text = self.next_block()?;
             let value = |prefix| text.lines().find_map(|line: &str| line.strip_prefix(prefix));
             if let (Some(name), Some(data)) = (value("event: "), value("data: ")) {
                 return Some(SseEvent { name: name.into(), data: serde_json::from_str(data).unwrap() });
             }
             assert!(text.starts_with(':'), "{text:?}");
+        }
+    }
+
+    /// Everything up to the next blank line.
+    fn next_block(&mut self) -> Option<String> {
+        loop {
+            if let Some(end) = self.decoded.windows(2).position(|pair| pair == b"\n\n") {
+                let text: Vec<u8> = self.decoded.drain(..end + 2).collect();
+                return Some(String::from_utf8(text).expect("an event is whole UTF-8"));
+            }
+            if !self.read_chunk() {
+                assert!(self.decoded.is_empty(), "an event without its blank line");
+                return None;
+            }
         }
     }
 

@@ -7,13 +7,19 @@
     reason = "a failed step of a test is a failed test"
 )]
 
+mod chat;
+mod completions;
 mod control;
 mod engine;
 mod execute;
+mod gate;
 mod health;
 mod http;
+mod info;
 mod logs;
+mod metrics;
 mod mock;
+mod tokenize;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,9 +28,11 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use tokio::sync::oneshot;
 use worker_orcd::config::WorkerConfig;
-use worker_orcd::engine::{EngineError, Job, JobStream};
+use worker_orcd::engine::{EngineError, EngineHistograms, EngineStats, Job, JobStream};
 use worker_orcd::server::ServerState;
 use worker_orcd::server::worker::{Worker, WorkerHealth};
+use worker_orcd::text::Tokenizer;
+use worker_orcd::text::chat::ChatFormat;
 
 use http::SseEvent;
 use mock::MockWorker;
@@ -49,6 +57,14 @@ impl Worker for Shared {
 
     fn health(&self) -> WorkerHealth {
         self.0.health()
+    }
+
+    fn stats(&self) -> EngineStats {
+        self.0.stats()
+    }
+
+    fn histograms(&self) -> EngineHistograms {
+        self.0.histograms()
     }
 
     fn drain(&self, deadline: Instant) {
@@ -78,7 +94,7 @@ impl Server {
         let line = ["worker-orcd", "--model", "echo.gguf", "--worker-id", "w-test"].iter().chain(flags);
         let config = Line::try_parse_from(line).unwrap().config;
         config.validate().unwrap();
-        let state = ServerState::loading(&config);
+        let state = ServerState::loading(&config).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .max_blocking_threads(1)
@@ -103,9 +119,26 @@ impl Server {
         Self { addr, worker, state, runtime: handle, signal: Some(signal), thread: Some(thread) }
     }
 
+    /// A server whose model converses as `template` says, or in harmony where its vocabulary has it.
+    fn start_chat(flags: &[&str], tokenizer: Tokenizer, template: Option<&str>) -> Self {
+        let server = Self::start_loading(flags);
+        let tokenizer = Arc::new(tokenizer);
+        let format = ChatFormat::detect(&tokenizer, template).unwrap();
+        let worker = Box::new(Shared(Arc::clone(&server.worker)));
+        server.state.attach(mock::card(), tokenizer, Some(Arc::new(format)), worker).unwrap();
+        server
+    }
+
     fn attach(&self) {
         let worker = Box::new(Shared(Arc::clone(&self.worker)));
-        self.state.attach(mock::card(), Arc::new(mock::byte_tokenizer()), worker).unwrap();
+        self.state.attach(mock::card(), Arc::new(mock::byte_tokenizer()), None, worker).unwrap();
+    }
+
+    /// Lets the model say this from now on.
+    fn script(&self, text: &str) {
+        let model = self.state.model().unwrap();
+        let ids = model.tokenizer.encode(text, worker_orcd::text::SpecialParsing::Parse);
+        *self.worker.script.lock().unwrap() = Some(ids);
     }
 
     /// Keeps the only thread for tokenising busy.

@@ -1,13 +1,16 @@
 //! A worker without a model, and a tokenizer without a vocabulary to learn: one token a byte, and the continuation of a prompt is the prompt.
 //!
-//! The job's name says how the sequence behaves: see [`MockWorker::submit`].
+//! The job's name says how the sequence behaves: see [`MockWorker::submit`]; a script replaces the echo.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use worker_orcd::engine::{EngineError, FinishReason, Health, Job, JobStream, TokenEvent, Usage};
+use worker_orcd::engine::{
+    EngineError, EngineHistograms, EngineStats, FinishReason, Health, Histogram, Job, JobStream, TokenEvent,
+    TokenLogprobs, Usage,
+};
 use worker_orcd::server::worker::{ModelCard, Worker, WorkerHealth};
 use worker_orcd::text::{SpecialIds, Tokenizer, VocabSource};
 use worker_orcd_core::MemoryReport;
@@ -20,6 +23,7 @@ pub(crate) fn card() -> ModelCard {
         name: "echo".into(),
         quant_kind: "Q4_K_M".into(),
         context_length: Some(CONTEXT),
+        kv_block_size: 16,
         backend: "cuda".into(),
         sm: Some("90".into()),
         cuda_driver_version: Some("13.0".into()),
@@ -33,6 +37,9 @@ pub(crate) struct MockWorker {
     /// Names of sequences that ended early, and when that was noticed.
     pub(crate) ended_early: std::sync::Arc<Mutex<Vec<(String, Instant)>>>,
     pub(crate) health: Mutex<WorkerHealth>,
+    /// Said in place of the echo.
+    pub(crate) script: Mutex<Option<Vec<u32>>>,
+    pub(crate) stats: Mutex<EngineStats>,
     pub(crate) draining: AtomicBool,
     runtime: tokio::runtime::Handle,
 }
@@ -57,6 +64,8 @@ impl MockWorker {
             submitted: Mutex::default(),
             ended_early: std::sync::Arc::default(),
             health: Mutex::new(health),
+            script: Mutex::default(),
+            stats: Mutex::default(),
             draining: AtomicBool::new(false),
             runtime,
         }
@@ -68,24 +77,25 @@ impl MockWorker {
 }
 
 impl Worker for MockWorker {
-    /// Echoes the prompt; a name's beginning asks for more: `slow` (20 ms a token), `endless` (the prompt again and
+    /// Echoes the prompt; a word of the name asks for more: `slow` (20 ms a token), `endless` (the prompt again and
     /// again, 1 ms a token), `hang` (one token, then nothing), `oom`, `nan`, `device`, `vanish` (one token, then that
     /// end), `full` and `long` (not taken), `stoptoken` (ends by a stop id).
     fn submit(&self, job: Job) -> Result<JobStream, EngineError> {
         if self.draining.load(Ordering::SeqCst) {
             return Err(EngineError::ShuttingDown);
         }
-        match job.id.split('-').next().unwrap_or_default() {
+        match kind(&job.id) {
             "full" => return Err(EngineError::QueueFull { waiting: 64 }),
             "long" => return Err(EngineError::PromptTooLong { prompt_tokens: job.prompt.len(), context: 4 }),
             _ => {}
         }
         self.submitted.lock().unwrap().push(job.clone());
         let (events, receiver) = mpsc::channel(job.max_tokens + 1);
+        let said = self.script.lock().unwrap().clone().unwrap_or_else(|| job.prompt.clone());
         let ended_early = std::sync::Arc::clone(&self.ended_early);
         self.runtime.spawn(async move {
             tokio::select! {
-                () = run(&job, &events) => {}
+                () = run(&job, &said, &events) => {}
                 () = events.closed() => ended_early.lock().unwrap().push((job.id, Instant::now())),
             }
         });
@@ -98,13 +108,44 @@ impl Worker for MockWorker {
         self.health.lock().unwrap().clone()
     }
 
+    fn stats(&self) -> EngineStats {
+        *self.stats.lock().unwrap()
+    }
+
+    fn histograms(&self) -> EngineHistograms {
+        let some = || Histogram { bounds: &[0.5, 1.0], counts: vec![2, 1, 1], sum: 3.5 };
+        EngineHistograms {
+            time_to_first_token: some(),
+            inter_token_latency: some(),
+            queue_time: some(),
+            prefill_time: some(),
+            decode_time: some(),
+            request_time: some(),
+            step_duration: some(),
+            batch_size: some(),
+        }
+    }
+
     fn drain(&self, _: Instant) {
         self.draining.store(true, Ordering::SeqCst);
     }
 }
 
-async fn run(job: &Job, events: &mpsc::Sender<TokenEvent>) {
-    let kind = job.id.split('-').next().unwrap_or_default();
+/// The first word of a job's name that means something.
+fn kind(job_id: &str) -> &str {
+    const KINDS: [&str; 10] =
+        ["slow", "endless", "hang", "oom", "nan", "device", "vanish", "full", "long", "stoptoken"];
+    job_id.split('-').find(|word| KINDS.contains(word)).unwrap_or_default()
+}
+
+/// Falls by one from -0.5 on.
+fn logprobs(id: u32, count: usize) -> TokenLogprobs {
+    let top = (0..count).map(|rank| ((id + rank as u32) % 256, -0.5 - rank as f32)).collect();
+    TokenLogprobs { chosen: -0.5, top }
+}
+
+async fn run(job: &Job, said: &[u32], events: &mpsc::Sender<TokenEvent>) {
+    let kind = kind(&job.id);
     let pause = match kind {
         "slow" => Duration::from_millis(20),
         "endless" => Duration::from_millis(1),
@@ -117,16 +158,21 @@ async fn run(job: &Job, events: &mpsc::Sender<TokenEvent>) {
         _ => None,
     };
     let ids: Box<dyn Iterator<Item = u32> + Send> = if kind == "endless" {
-        Box::new(job.prompt.iter().copied().cycle())
+        Box::new(said.iter().copied().cycle())
     } else {
-        Box::new(job.prompt.iter().copied())
+        Box::new(said.iter().copied())
     };
-    let mut generated = 0;
+    let (mut generated, mut stopped) = (0, false);
     for (index, id) in ids.take(job.max_tokens).enumerate() {
+        if job.stop_ids.contains(&id) {
+            stopped = true;
+            break;
+        }
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        let _ = events.send(TokenEvent::Token { id, index, logprobs: None }).await;
+        let logprobs = job.sampling.logprobs.map(|count| logprobs(id, count));
+        let _ = events.send(TokenEvent::Token { id, index, logprobs }).await;
         generated = index + 1;
         match kind {
             "hang" => std::future::pending::<()>().await,
@@ -138,20 +184,41 @@ async fn run(job: &Job, events: &mpsc::Sender<TokenEvent>) {
             return;
         }
     }
-    let stopped = kind == "stoptoken" && generated < job.max_tokens;
+    let stopped = stopped || kind == "stoptoken" && generated < job.max_tokens;
     let reason = if stopped { FinishReason::Stop } else { FinishReason::Length };
-    let usage = Usage { prompt_tokens: job.prompt.len(), generated_tokens: generated, ..Usage::default() };
+    let (prompt_tokens, cached_tokens) = (job.prompt.len(), job.prompt.len() / 2);
+    let usage = Usage { prompt_tokens, cached_tokens, generated_tokens: generated, ..Usage::default() };
     let _ = events.send(TokenEvent::Finished { reason, usage }).await;
 }
 
 /// A tokenizer whose ids are bytes, and 256 the end.
 pub(crate) fn byte_tokenizer() -> Tokenizer {
-    let tokens: Vec<String> = (0..=255).map(spelled).chain(["<|endoftext|>".to_owned()]).collect();
+    tokenizer_with(&["<|endoftext|>"])
+}
+
+/// The same with harmony's markers from 257 on.
+pub(crate) fn harmony_tokenizer() -> Tokenizer {
+    tokenizer_with(&[
+        "<|endoftext|>",
+        "<|start|>",
+        "<|end|>",
+        "<|message|>",
+        "<|channel|>",
+        "<|constrain|>",
+        "<|call|>",
+        "<|return|>",
+    ])
+}
+
+fn tokenizer_with(special: &[&str]) -> Tokenizer {
+    let special_count = special.len();
+    let special = special.iter().map(|&text| text.to_owned());
+    let tokens: Vec<String> = (0..=255).map(spelled).chain(special).collect();
     let source = VocabSource {
         model: "gpt2",
         pre: Some("gpt-2"),
         tokens: tokens.iter().map(String::as_bytes).collect(),
-        token_types: Some([vec![1; 256], vec![3]].concat()),
+        token_types: Some([vec![1; 256], vec![3; special_count]].concat()),
         merges: Some(vec![]),
         ids: SpecialIds { eos: Some(256), ..SpecialIds::default() },
         ..VocabSource::default()

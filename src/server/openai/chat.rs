@@ -1,0 +1,242 @@
+//! `POST /v1/chat/completions`: the next message of a conversation.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+
+use super::admission::{Admitted, Prompts, submit};
+use super::answers::TokenReport;
+use super::parameters::{MAX_TOP_LOGPROBS, Parameters};
+use super::reply::{Head, Whole, Wire, reply};
+use super::{error, messages, refused};
+use crate::random;
+use crate::server::body::Fields;
+use crate::server::error::{ApiError, ErrorCode};
+use crate::server::log::TextPrint;
+use crate::server::off_thread::off_thread;
+use crate::server::record::{self, Outcome};
+use crate::server::state::{LoadedModel, ServerState};
+use crate::text::chat::{
+    ChatError, ChatFormat, Conversation, OutputEvent, OutputParser, ParserOptions, ReasoningEffort,
+    RenderOptions,
+};
+use crate::text::{DecodeOptions, Tokenizer};
+
+/// `POST /v1/chat/completions`.
+pub async fn chat_completions(State(state): State<Arc<ServerState>>, request: Request) -> Response {
+    let mut id = None;
+    match answer(&state, request, &mut id).await {
+        Ok(response) => response,
+        Err(error) => {
+            record::refused(&state.tally, id.as_deref(), &error);
+            error::refusal(&error)
+        }
+    }
+}
+
+async fn answer(
+    state: &ServerState,
+    request: Request,
+    id: &mut Option<String>,
+) -> Result<Response, ApiError> {
+    let Admitted { model, mut fields, id, mut job, deadline } =
+        Admitted::read(state, request, "chatcmpl-", id).await?;
+    let tokenizer = &model.tokenizer;
+    let max_tokens = ["max_completion_tokens", "max_tokens"];
+    let mut parameters = Parameters::take(&mut fields, state, tokenizer, &max_tokens)?;
+    parameters.sampling.logprobs = logprobs(&mut fields)?;
+    if fields.switch("skip_special_tokens")? == Some(false) {
+        return Err(refused::unsupported("skip_special_tokens"));
+    }
+    text_response(&mut fields)?;
+    let single_call = fields.switch("parallel_tool_calls")? == Some(false);
+    let chat = Chat::take(&mut fields, model)?;
+    let tool_names: Vec<String> = chat.options.tools.iter().map(|tool| tool.name.clone()).collect();
+    let format = Arc::clone(&chat.format);
+    let prompts = off_thread(&mut job, deadline, move || chat.prompts()).await?;
+
+    let head = Head::begin(state, &id);
+    let parser = |_| {
+        let options = ParserOptions {
+            tool_names: tool_names.clone(),
+            call_id_prefix: format!("call_{}_", &random::uuid()[..8]),
+            decode: DecodeOptions { stops: parameters.stop.clone(), ..DecodeOptions::default() },
+        };
+        OutputParser::for_model(tokenizer, &format, options)
+    };
+    let mut answers = submit(state, model, (id, job, deadline), prompts, &parameters, parser)?;
+    if single_call {
+        answers.end_at_first_call();
+    }
+    let with_logprobs = parameters.sampling.logprobs.is_some();
+    let wire = ChatWire { tokenizer: Arc::clone(tokenizer), with_logprobs };
+    Ok(reply(answers, wire, head, parameters.stream, parameters.include_usage).await)
+}
+
+/// `logprobs` and `top_logprobs`: how many alternatives to report, if any report is wanted.
+fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let wanted = fields.switch("logprobs")?.unwrap_or(false);
+    let top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)?;
+    if top.is_some_and(|top| top > 0) && !wanted {
+        return Err(ApiError::invalid("top_logprobs", "only with logprobs: true"));
+    }
+    Ok(wanted.then_some(top.unwrap_or(0) as usize))
+}
+
+/// Text is the only format that can be promised.
+fn text_response(fields: &mut Fields) -> Result<(), ApiError> {
+    let Some(format) = fields.object("response_format")? else { return Ok(()) };
+    if format.get("type").and_then(Value::as_str) == Some("text") {
+        return Ok(());
+    }
+    Err(ApiError {
+        detail: Some("unsupported_value"),
+        ..ApiError::invalid("response_format", "this worker supports type text")
+    })
+}
+
+/// What is rendered into a prompt.
+#[derive(Debug)]
+pub struct Chat {
+    /// How the model is prompted.
+    pub format: Arc<ChatFormat>,
+    /// The messages.
+    pub conversation: Conversation,
+    /// Everything else the prompt depends on.
+    pub options: RenderOptions,
+    messages: Value,
+}
+
+impl Chat {
+    /// Takes the fields that make the prompt.
+    ///
+    /// # Errors
+    ///
+    /// 400 that names the place at fault, also for a model that nobody told how conversations look.
+    pub fn take(fields: &mut Fields, model: &LoadedModel) -> Result<Self, ApiError> {
+        let no_template =
+            "this model has no usable chat template; its operator can name one with --chat-template";
+        let format = model.chat.as_ref().ok_or_else(|| ApiError::invalid("messages", no_template))?;
+        let messages = fields.present("messages").ok_or_else(|| ApiError::invalid("messages", "required"))?;
+        let conversation = messages::conversation(&messages)?;
+        let options = RenderOptions {
+            tools: messages::tools(fields)?,
+            reasoning_effort: reasoning_effort(fields)?,
+            add_generation_prompt: fields.switch("add_generation_prompt")?.unwrap_or(true),
+            template_variables: fields.object("chat_template_kwargs")?.unwrap_or_default(),
+            ..RenderOptions::default()
+        };
+        if fields.get("chat_template").is_some() {
+            return Err(refused::unsupported("chat_template"));
+        }
+        Ok(Self { format: Arc::clone(format), conversation, options, messages })
+    }
+
+    /// The one prompt. Takes the processor's time.
+    ///
+    /// # Errors
+    ///
+    /// 400 for a conversation that the model's template refuses.
+    pub fn prompts(self) -> Result<Prompts, ApiError> {
+        let ids =
+            self.format.render(&self.conversation, &self.options).map_err(|error| unrendered(&error))?;
+        if ids.is_empty() {
+            return Err(ApiError::invalid("messages", "the model's chat template makes no prompt of them"));
+        }
+        Ok(Prompts { ids: vec![ids], print: TextPrint::of(&self.messages.to_string()) })
+    }
+}
+
+/// A conversation without a prompt: most templates have a shape of conversation in mind, and say so by failing.
+pub fn unrendered(error: &ChatError) -> ApiError {
+    match error {
+        ChatError::Gguf(_) | ChatError::Read { .. } => ApiError::of(ErrorCode::Internal, error.to_string()),
+        _ => ApiError::invalid("messages", error),
+    }
+}
+
+fn reasoning_effort(fields: &mut Fields) -> Result<Option<ReasoningEffort>, ApiError> {
+    let Some(name) = fields.optional_string("reasoning_effort")? else { return Ok(None) };
+    let rule = "expected none, minimal, low, medium, high, xhigh or max";
+    ReasoningEffort::parse(&name).map(Some).ok_or_else(|| ApiError::invalid("reasoning_effort", rule))
+}
+
+/// Answers as `chat.completion` objects.
+#[derive(Debug)]
+struct ChatWire {
+    tokenizer: Arc<Tokenizer>,
+    with_logprobs: bool,
+}
+
+impl ChatWire {
+    fn logprobs(&self, reports: &[TokenReport]) -> Value {
+        if !self.with_logprobs || reports.is_empty() {
+            return Value::Null;
+        }
+        let entry = |id: u32, logprob: f32| {
+            let bytes = self.tokenizer.literal_bytes(id);
+            json!({ "token": String::from_utf8_lossy(bytes), "logprob": logprob, "bytes": bytes })
+        };
+        let content = reports.iter().map(|report| {
+            let mut token = entry(report.id, report.logprobs.chosen);
+            token["top_logprobs"] =
+                report.logprobs.top.iter().map(|&(id, logprob)| entry(id, logprob)).collect();
+            token
+        });
+        json!({ "content": content.collect::<Vec<_>>(), "refusal": null })
+    }
+}
+
+impl Wire for ChatWire {
+    const CHUNK: &'static str = "chat.completion.chunk";
+    const WHOLE: &'static str = "chat.completion";
+
+    fn opening(&self, choice: usize) -> Option<Value> {
+        let delta = json!({ "role": "assistant", "content": "" });
+        Some(json!({ "index": choice, "delta": delta, "logprobs": null, "finish_reason": null }))
+    }
+
+    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<Value> {
+        let call = |call: Value| json!({ "tool_calls": [call] });
+        let delta = match event {
+            OutputEvent::ContentDelta(text) => json!({ "content": text }),
+            OutputEvent::ReasoningDelta(text) => json!({ "reasoning_content": text }),
+            OutputEvent::ToolCallStart { index, id, name } => call(json!({
+                "index": index, "id": id, "type": "function", "function": { "name": name, "arguments": "" }
+            })),
+            OutputEvent::ToolCallArgumentsDelta { index, delta } => {
+                call(json!({ "index": index, "function": { "arguments": delta } }))
+            }
+            OutputEvent::ToolCallEnd { .. } | OutputEvent::Finished(_) => return None,
+        };
+        let logprobs = self.logprobs(reports);
+        Some(json!({ "index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": null }))
+    }
+
+    fn ending(&self, choice: usize, outcome: Outcome) -> Value {
+        json!({ "index": choice, "delta": {}, "logprobs": null, "finish_reason": outcome.name() })
+    }
+
+    fn whole(&self, choice: usize, whole: Whole) -> Value {
+        let mut message = Map::new();
+        message.insert("role".into(), "assistant".into());
+        let is_call_alone = whole.content.is_empty() && !whole.calls.is_empty();
+        message.insert("content".into(), if is_call_alone { Value::Null } else { whole.content.into() });
+        message.insert("refusal".into(), Value::Null);
+        if !whole.reasoning.is_empty() {
+            message.insert("reasoning_content".into(), whole.reasoning.into());
+        }
+        if !whole.calls.is_empty() {
+            let calls = whole.calls.iter().map(|call| {
+                let function = json!({ "name": call.name, "arguments": call.arguments });
+                json!({ "id": call.id, "type": "function", "function": function })
+            });
+            message.insert("tool_calls".into(), calls.collect());
+        }
+        let logprobs = self.logprobs(&whole.reports);
+        let finish_reason = whole.outcome.map(Outcome::name);
+        json!({ "index": choice, "message": message, "logprobs": logprobs, "finish_reason": finish_reason })
+    }
+}

@@ -1,0 +1,27 @@
+//! The wire that OpenAI's clients speak, under `/v1`.
+//!
+//! A request's fields are honoured or refused by name; fields nobody knows are passed over, since routers add their own
+//! ([`refused`]). [`admission`] takes a request to running sequences, [`answers`] reads them with the parser of the
+//! model's format, [`reply`] writes them as chunks or whole; [`completions`] and [`chat`] say what is theirs.
+
+pub mod admission;
+pub mod answers;
+pub mod chat;
+pub mod completions;
+pub mod error;
+pub mod messages;
+pub mod models;
+pub mod parameters;
+pub mod refused;
+pub mod reply;
+pub mod tokenize;
+
+pub use error::refusal;
+
+/// Paths outside `/v1` whose errors have OpenAI's shape all the same.
+const BESIDES: [&str; 3] = ["/tokenize", "/detokenize", "/apply-template"];
+
+/// Whether this path's errors have OpenAI's shape.
+pub fn owns(path: &str) -> bool {
+    path.starts_with("/v1/") || BESIDES.contains(&path)
+}
