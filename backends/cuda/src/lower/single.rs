@@ -490,3 +490,6 @@ pub(super) fn units() -> Vec<Unit> {
 fn kernel<A>(op: &str, shape: &str, dtype: DType, threads: u32) -> Kernel {
     Kernel::of::<A>(kernel_name(op, shape, dtype), threads).with_shared(MAX_SHARED_BYTES)
 }
+
+#[cfg(test)]
+mod tests;
