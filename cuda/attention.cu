@@ -5,10 +5,9 @@
 //   rows:  grid (ceil(tokens / 4 tokens per warp), kv heads * head groups), 128 threads. A warp takes 16 rows (tokens x
 //          query heads of one kv head) through all their tiles: for prefill. Bound by the tensor cores and L1.
 //   split: grid (tokens, kv heads * head groups, tile groups), 128 threads. A warp takes single tiles of one token and
-//          leaves (o, m, l) of each; the last CTA of a (token, head group) to arrive joins them in ascending order: for
-//          decode. Reads each cached position once per kv head, and 4 (head_dim + 2) bytes per tile and head twice; bound
-//          by memory.
-// Both give the same bits.
+//          leaves (o, m, l) of each: for decode. Reads each cached position once per kv head; bound by memory.
+//   merge: grid (tokens, heads), 128 threads. Joins a token's tiles in ascending order.
+// rows and split + merge give the same bits.
 #include "common/attention_tile.cuh"
 
 #define D HEAD_DIM_PADDED
@@ -98,45 +97,8 @@ KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS) {
     }
 }
 
-// Joins the `count` tiles of a token, for the query heads of `rows` rows; the CTA's threads share them out, `width` to a
-// row, a power of two.
-__device__ __forceinline__ void join_tiles(const AttentionArgs& args, u32 token, u32 first_head, u32 rows, u32 count) {
-    u32 width = 32 * ATTENTION_WARPS;
-    while (width > 8 && 32 * ATTENTION_WARPS / width < rows) width /= 2;
-    const u32 row = threadIdx.x / width;
-    const u32 first = threadIdx.x % width;
-    if (row >= rows) return;
-    const u32 head = first_head + row;
-    const u64 index = ((u64)token * args.heads + head) * args.tiles;
-    const float* softmax = args.partial_softmax + 2 * index;
-    const float* partial = args.partial + index * args.head_dim;
-    RowSoftmax state = {-INFINITY_F32, 0.0f};
-    float out[D / 8];
-#pragma unroll
-    for (int i = 0; i < D / 8; ++i) out[i] = 0.0f;
-#pragma unroll 4
-    for (u32 u = 0; u < count; ++u) {
-        const RowSoftmax tile = {load_fresh(softmax + 2 * u), load_fresh(softmax + 2 * u + 1)};
-        const JoinFactors factors = join(state, tile);
-#pragma unroll
-        for (u32 i = 0; i < D / 8; ++i) {
-            const u32 dimension = first + i * width;
-            if (dimension >= args.head_dim) break;
-            out[i] = join_output(out[i], load_fresh(partial + (u64)u * args.head_dim + dimension), factors);
-        }
-    }
-    const float factor = finish(state, args.sinks ? args.sinks + head : 0);
-#pragma unroll
-    for (u32 i = 0; i < D / 8; ++i) {
-        const u32 dimension = first + i * width;
-        if (dimension >= args.head_dim) break;
-        args.y[((u64)token * args.heads + head) * args.head_dim + dimension] = out[i] * factor;
-    }
-}
-
 KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS) {
     __shared__ QueryFragments<D> queries[ATTENTION_WARPS];
-    __shared__ bool is_last;
     wait_for_previous_kernel();
     allow_next_kernel();
     const u32 lane = threadIdx.x % 32;
@@ -144,24 +106,19 @@ KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS) {
     RowShape shape = row_shape(args);
     shape.tokens = 1;
     const u32 kv_head = blockIdx.y / shape.head_groups;
-    const u32 head_group = blockIdx.y % shape.head_groups;
     const u32 token = blockIdx.x;
     if (token >= *args.tokens) return;
     const u32 own = args.positions[token];
     const u32 sequence = args.sequences[token];
     const u32 begin = first_tile(args, own);
-    u32 count = own / ATTENTION_TILE + 1 - begin;
-    count = count < args.tiles ? count : args.tiles;
-    // CTAs that have a tile.
-    u32 active = (count + ATTENTION_WARPS - 1) / ATTENTION_WARPS;
-    active = active < gridDim.z ? active : gridDim.z;
-    if (blockIdx.z >= active) return;
-    const LaneRows rows = lane_rows(shape, token, token + 1, kv_head, head_group, lane);
+    const u32 count = own / ATTENTION_TILE + 1 - begin;
+    if (blockIdx.z * ATTENTION_WARPS + warp >= count) return;
+    const LaneRows rows = lane_rows(shape, token, token + 1, kv_head, blockIdx.y % shape.head_groups, lane);
     float unscale[2];
     load_queries<D>(args, rows, lane, queries[warp], unscale);
     const i32 position[2] = {rows.live[0] ? (i32)own : -1, rows.live[1] ? (i32)own : -1};
 #pragma unroll 1
-    for (u32 u = blockIdx.z * ATTENTION_WARPS + warp; u < count; u += gridDim.z * ATTENTION_WARPS) {
+    for (u32 u = blockIdx.z * ATTENTION_WARPS + warp; u < count && u < args.tiles; u += gridDim.z * ATTENTION_WARPS) {
         RowSoftmax softmax[2];
         RowOutputs<D> out;
         attend_tile<D>(args, queries[warp], unscale, position, sequence, kv_head, begin + u, own, lane, softmax, out);
@@ -169,10 +126,7 @@ KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS) {
         for (int r = 0; r < 2; ++r) {
             if (!rows.live[r]) continue;
             const u64 index = ((u64)token * args.heads + rows.head[r]) * args.tiles + u;
-            if (lane % 4 == 0) {
-                args.partial_softmax[2 * index] = softmax[r].m;
-                args.partial_softmax[2 * index + 1] = softmax[r].l;
-            }
+            if (lane % 4 == 0) args.partial_softmax[index] = {softmax[r].m, softmax[r].l};
             float* partial = args.partial + index * args.head_dim;
 #pragma unroll
             for (int n = 0; n < D / 8; ++n)
@@ -183,16 +137,4 @@ KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS) {
                 }
         }
     }
-    // Everybody's results before the arrival; the last to arrive sees them all.
-    __threadfence();
-    __syncthreads();
-    u32* arrivals = args.arrivals + (u64)token * gridDim.y + blockIdx.y;
-    if (threadIdx.x == 0) is_last = atomicAdd(arrivals, 1u) == active - 1;
-    __syncthreads();
-    if (!is_last) return;
-    __threadfence();
-    if (threadIdx.x == 0) *arrivals = 0;
-    const u32 first_head = kv_head * shape.group + head_group * 16;
-    const u32 heads = shape.group - head_group * 16;
-    join_tiles(args, token, first_head, heads < 16 ? heads : 16, count);
 }

@@ -30,8 +30,7 @@ struct AttentionArgs {
     const float* sinks;        // [heads] or null
     float* y;                  // [tokens, heads * head_dim]
     float* partial;            // split only: [tokens, heads, tiles, head_dim]
-    float* partial_softmax;    // split only: [tokens, heads, tiles] of (m, l)
-    u32* arrivals;             // split only: [tokens, kv heads * head groups], zero between launches
+    float2* partial_softmax;   // split only: [tokens, heads, tiles] of (m, l)
     u32 heads;
     u32 num_kv_heads;
     u32 head_dim;

@@ -38,7 +38,6 @@ struct AttentionArgs {
     y: DevicePtr,
     partial: DevicePtr,
     partial_softmax: DevicePtr,
-    arrivals: DevicePtr,
     heads: u32,
     num_kv_heads: u32,
     head_dim: u32,
@@ -76,11 +75,11 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Back
     }
     args.partial = lowering.scratch(results * per_tile);
     args.partial_softmax = lowering.scratch(results * 2 * size_of::<f32>());
-    args.arrivals = lowering.counters(node, (tokens * warp_heads) as usize)?;
     // Eight warps' worth of CTAs per multiprocessor; longer contexts loop.
     let wanted = (2 * lowering.traits().multiprocessors).div_ceil(tokens * warp_heads).max(1);
     let grid = [tokens, warp_heads, wanted.min(args.tiles.div_ceil(WARPS))];
     lowering.launch(Launch::grid(&node.label, kernel_name("split", padded), grid, block, 0, &args));
+    lowering.launch(Launch::grid(&node.label, "attention_merge_f32", [tokens, heads, 1], block, 0, &args));
     Ok(())
 }
 
@@ -112,7 +111,6 @@ fn arguments(lowering: &Lowering<'_>, node: &Node) -> Result<AttentionArgs, Back
         y: lowering.value(output(node)?),
         partial: DevicePtr::NULL,
         partial_softmax: DevicePtr::NULL,
-        arrivals: DevicePtr::NULL,
         heads: heads as u32,
         num_kv_heads: kv.num_kv_heads,
         head_dim: kv.head_dim,
@@ -141,5 +139,11 @@ pub(super) fn units() -> Vec<Unit> {
             .define("ATTENTION_ROWS", rows)
             .define("ATTENTION_SPLIT", split)
     };
-    PADDED_HEAD_DIMS.into_iter().map(of).collect()
+    let merge = Unit::new(
+        "attention_merge",
+        "attention_merge.cu",
+        include_str!("../../../../cuda/attention_merge.cu"),
+        vec![Kernel::of::<AttentionArgs>("attention_merge_f32", THREADS)],
+    );
+    PADDED_HEAD_DIMS.into_iter().map(of).chain([merge]).collect()
 }

@@ -49,9 +49,6 @@ pub(crate) struct DeviceTraits {
     pub(crate) max_shared_bytes: u32,
 }
 
-/// Arrival counters of a plan, in bytes.
-pub(crate) const COUNTER_BYTES: usize = 64 << 10;
-
 /// Base addresses of the memory that belongs to plans.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PlanBases {
@@ -61,8 +58,6 @@ pub(crate) struct PlanBases {
     pub(crate) inputs: DevicePtr,
     /// Scratch, undefined at the start of every launch.
     pub(crate) scratch: DevicePtr,
-    /// [`COUNTER_BYTES`] of arrival counters: zero between launches.
-    pub(crate) counters: DevicePtr,
 }
 
 /// Everything a program is lowered against.
@@ -331,18 +326,6 @@ impl<'a> Lowering<'a> {
         self.scratch_used = (offset + bytes).next_multiple_of(arena::ALIGNMENT);
         self.scratch_bytes = self.scratch_bytes.max(self.scratch_used);
         self.bases.scratch.offset(offset)
-    }
-
-    /// `count` arrival counters (`u32`), zero when the node's launch begins; the kernel must leave them zero.
-    ///
-    /// # Errors
-    /// More than there are.
-    pub(crate) fn counters(&self, node: &Node, count: usize) -> Result<DevicePtr, BackendError> {
-        let most = COUNTER_BYTES / size_of::<u32>();
-        if count > most {
-            return Err(program_error(node, format!("{count} arrival counters, there are {most}")));
-        }
-        Ok(self.bases.counters)
     }
 
     /// Appends a launch.

@@ -16,7 +16,6 @@ const BASES: PlanBases = PlanBases {
     activations: DevicePtr(0x1_0000_0000),
     inputs: DevicePtr(0x2_0000_0000),
     scratch: DevicePtr(0x3_0000_0000),
-    counters: DevicePtr(7 << 40),
 };
 
 fn weights(case: &Case) -> Vec<DeviceWeight> {
