@@ -24,6 +24,7 @@ struct RopeArgs {
 
 KERNEL(rope_f32, RopeArgs, 256) {
     wait_for_previous_kernel();
+    allow_next_kernel();
     const u32 column = blockIdx.x * blockDim.x + threadIdx.x;
     const u32 row = blockIdx.y;
     if (row >= *args.rows || column >= args.width) return;

@@ -17,6 +17,7 @@ struct RouterArgs {
 
 KERNEL(router_f32, RouterArgs, 32) {
     wait_for_previous_kernel();
+    allow_next_kernel();
     const u32 row = blockIdx.x;
     if (row >= *args.rows) return;
     const u32 lane = threadIdx.x;

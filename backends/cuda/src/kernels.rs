@@ -94,6 +94,8 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/async.cuh", include_str!("../../../cuda/common/async.cuh")),
     ("common/mma.cuh", include_str!("../../../cuda/common/mma.cuh")),
     ("common/activation.cuh", include_str!("../../../cuda/common/activation.cuh")),
+    ("common/quantize.cuh", include_str!("../../../cuda/common/quantize.cuh")),
+    ("common/gated.cuh", include_str!("../../../cuda/common/gated.cuh")),
     ("common/tile.cuh", include_str!("../../../cuda/common/tile.cuh")),
     ("common/product.cuh", include_str!("../../../cuda/common/product.cuh")),
     ("common/plain.cuh", include_str!("../../../cuda/common/plain.cuh")),

@@ -118,3 +118,24 @@ fn rules_have_names_of_their_own() {
     let names: std::collections::HashSet<&str> = RULES.iter().map(|rule| rule.name).collect();
     assert_eq!(names.len(), RULES.len());
 }
+
+/// How often each kernel is launched by the first step of the case whose name starts so.
+fn kernel_counts(prefix: &str) -> HashMap<String, usize> {
+    let case = cases().unwrap().into_iter().find(|case| case.name.starts_with(prefix)).unwrap();
+    let mut counts = HashMap::new();
+    for launch in &lowered(&case, DEVICES[2])[0].launches {
+        *counts.entry(launch.kernel.to_string()).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn norms_write_the_records_their_products_read_unless_tapped_values_are_floats_too() {
+    // Two layers with two norms each, and the last.
+    for prefix in ["block(Llama,Q4_K)", "block(Experts,MXFP4)"] {
+        let counts = kernel_counts(prefix);
+        assert_eq!(counts.get("rms_norm_quantize_f32"), Some(&5), "{prefix}: {counts:?}");
+        assert_eq!(counts.get("rms_norm_f32"), None, "{prefix}: {counts:?}");
+    }
+    assert_eq!(kernel_counts("block(Gpt2,F16)").get("rms_norm_quantize_f32"), None);
+}
