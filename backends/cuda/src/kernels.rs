@@ -94,6 +94,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/async.cuh", include_str!("../../../cuda/common/async.cuh")),
     ("common/mma.cuh", include_str!("../../../cuda/common/mma.cuh")),
     ("common/activation.cuh", include_str!("../../../cuda/common/activation.cuh")),
+    ("common/rotation.cuh", include_str!("../../../cuda/common/rotation.cuh")),
     ("common/quantize.cuh", include_str!("../../../cuda/common/quantize.cuh")),
     ("common/gated.cuh", include_str!("../../../cuda/common/gated.cuh")),
     ("common/tile.cuh", include_str!("../../../cuda/common/tile.cuh")),

@@ -9,6 +9,7 @@ mod attention;
 mod elementwise;
 mod embed;
 mod fuse_norm;
+mod fuse_position;
 mod linear;
 mod moe;
 mod norm;
@@ -93,8 +94,13 @@ pub(crate) struct Rule {
 }
 
 /// Fusing rules in order of preference.
-pub(crate) const RULES: &[Rule] =
-    &[fuse_norm::QUANTIZE, linear::SHARE_INPUT, linear::ADD_RESIDUAL, moe::SHARE_INPUT];
+pub(crate) const RULES: &[Rule] = &[
+    fuse_norm::QUANTIZE,
+    fuse_position::ROTATE_AND_STORE,
+    linear::SHARE_INPUT,
+    linear::ADD_RESIDUAL,
+    moe::SHARE_INPUT,
+];
 
 /// Every compilation unit of every operation, and those that repack weights.
 pub(crate) fn units() -> Vec<Unit> {
@@ -103,6 +109,7 @@ pub(crate) fn units() -> Vec<Unit> {
         embed::units(),
         norm::units(),
         fuse_norm::units(),
+        fuse_position::units(),
         linear::units(),
         elementwise::units(),
         position::units(),

@@ -139,3 +139,14 @@ fn norms_write_the_records_their_products_read_unless_tapped_values_are_floats_t
     }
     assert_eq!(kernel_counts("block(Gpt2,F16)").get("rms_norm_quantize_f32"), None);
 }
+
+#[test]
+fn rotations_and_the_cache_write_are_one_launch_unless_tapped() {
+    for prefix in ["block(Llama,Q4_K)", "block(Experts,MXFP4)"] {
+        let counts = kernel_counts(prefix);
+        assert_eq!(counts.get("rope_kv_write_f32_f16"), Some(&2), "{prefix}: {counts:?}");
+        assert_eq!(counts.get("rope_f32").or(counts.get("kv_write_f32_f16")), None, "{prefix}: {counts:?}");
+    }
+    let counts = kernel_counts("block(Llama,Q4_K,tapped)");
+    assert_eq!((counts.get("rope_f32"), counts.get("kv_write_f32_f16")), (Some(&4), Some(&2)));
+}
