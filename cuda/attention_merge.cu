@@ -2,8 +2,10 @@
 //
 // partial: [tokens, heads, tiles, head_dim], partial_softmax: [tokens, heads, tiles] of (m, l); y: [tokens, heads *
 // head_dim]. Grid: (tokens, heads), 128 threads, one per dimension. Moves 4 (head_dim + 2) bytes per tile; bound by
-// latency. Arithmetic: `join` in common/attention_tile.cuh, as in the rows kernel.
+// latency. Arithmetic: `join` in common/attention_tile.cuh, as in the rows kernel. Where a product reads y, its activation
+// records are written here (head_dim a multiple of 32: a warp holds one block), and y only where something else reads it.
 #include "common/attention_tile.cuh"
+#include "common/quantize_warp.cuh"
 
 KERNEL(attention_merge_f32, AttentionArgs, 128) {
     wait_for_previous_kernel();
@@ -27,5 +29,8 @@ KERNEL(attention_merge_f32, AttentionArgs, 128) {
         out = join_output(out, partial[(u64)u * args.head_dim], factors);
     }
     const float factor = finish(state, args.sinks ? args.sinks + head : 0);
-    if (threadIdx.x < args.head_dim) args.y[row * args.head_dim + dimension] = out * factor;
+    if (threadIdx.x >= args.head_dim) return;
+    const u64 at = row * args.head_dim + dimension;
+    if (args.y) args.y[at] = out * factor;
+    if (args.codes) quantize_warp(out * factor, args.codes, args.sums, at / 32);
 }

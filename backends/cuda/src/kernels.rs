@@ -96,6 +96,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/activation.cuh", include_str!("../../../cuda/common/activation.cuh")),
     ("common/rotation.cuh", include_str!("../../../cuda/common/rotation.cuh")),
     ("common/quantize.cuh", include_str!("../../../cuda/common/quantize.cuh")),
+    ("common/quantize_warp.cuh", include_str!("../../../cuda/common/quantize_warp.cuh")),
     ("common/gated.cuh", include_str!("../../../cuda/common/gated.cuh")),
     ("common/tile.cuh", include_str!("../../../cuda/common/tile.cuh")),
     ("common/product.cuh", include_str!("../../../cuda/common/product.cuh")),

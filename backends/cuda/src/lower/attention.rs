@@ -1,8 +1,10 @@
-//! Lowering of `attention`: the streaming kernel for prefill, the split one for decode; same bits from both.
+//! Lowering of `attention`: the streaming kernel for prefill, the split one for decode; same bits from both. The last step
+//! of the split one makes the activation records of a product that reads it.
 
 use bytemuck::{Pod, Zeroable};
 use worker_orcd_core::{BackendError, Node, Op, RowSet};
 
+use super::linear::ActivationArgs;
 use super::{Lowering, output, program_error};
 use crate::inputs::Field;
 use crate::kernels::{Kernel, Unit};
@@ -38,6 +40,8 @@ struct AttentionArgs {
     y: DevicePtr,
     partial: DevicePtr,
     partial_softmax: DevicePtr,
+    codes: DevicePtr,
+    sums: DevicePtr,
     heads: u32,
     num_kv_heads: u32,
     head_dim: u32,
@@ -54,6 +58,7 @@ struct AttentionArgs {
 pub(super) fn lower(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), BackendError> {
     let mut args = arguments(lowering, node)?;
     let (heads, head_dim) = (args.heads, args.head_dim);
+    let y = output(node)?;
     let tokens = lowering.grid_rows(node, RowSet::Tokens)?;
     let padded = PADDED_HEAD_DIMS.into_iter().find(|padded| *padded >= head_dim);
     let Some(padded) = padded.filter(|_| head_dim.is_multiple_of(8)) else {
@@ -79,7 +84,16 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Back
     let wanted = (2 * lowering.traits().multiprocessors).div_ceil(tokens * warp_heads).max(1);
     let grid = [tokens, warp_heads, wanted.min(args.tiles.div_ceil(WARPS))];
     lowering.launch(Launch::grid(&node.label, kernel_name("split", padded), grid, block, 0, &args));
-    lowering.launch(Launch::grid(&node.label, "attention_merge_f32", [tokens, heads, 1], block, 0, &args));
+    let readers = lowering.readers(y);
+    let mut merge = args;
+    if readers.codes && head_dim.is_multiple_of(32) {
+        let ActivationArgs { codes, sums } = lowering.make_codes(y);
+        (merge.codes, merge.sums) = (codes, sums);
+        if !readers.floats {
+            merge.y = DevicePtr::NULL;
+        }
+    }
+    lowering.launch(Launch::grid(&node.label, "attention_merge_f32", [tokens, heads, 1], block, 0, &merge));
     Ok(())
 }
 
@@ -111,6 +125,8 @@ fn arguments(lowering: &Lowering<'_>, node: &Node) -> Result<AttentionArgs, Back
         y: lowering.value(output(node)?),
         partial: DevicePtr::NULL,
         partial_softmax: DevicePtr::NULL,
+        codes: DevicePtr::NULL,
+        sums: DevicePtr::NULL,
         heads: heads as u32,
         num_kv_heads: kv.num_kv_heads,
         head_dim: kv.head_dim,

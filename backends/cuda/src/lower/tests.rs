@@ -150,3 +150,15 @@ fn rotations_and_the_cache_write_are_one_launch_unless_tapped() {
     let counts = kernel_counts("block(Llama,Q4_K,tapped)");
     assert_eq!((counts.get("rope_f32"), counts.get("kv_write_f32_f16")), (Some(&4), Some(&2)));
 }
+
+#[test]
+fn a_split_attention_writes_the_records_its_product_reads() {
+    for prefix in ["block(Llama,Q4_K)", "block(Experts,MXFP4)"] {
+        let case = cases().unwrap().into_iter().find(|case| case.name.starts_with(prefix)).unwrap();
+        let lowered = &lowered(&case, DEVICES[2])[0];
+        for label in ["layers.0.attn.o+layers.0.attn.add", "layers.1.attn.o+layers.1.attn.add"] {
+            let own = lowered.launches.iter().filter(|launch| launch.label == label).count();
+            assert_eq!(own, 1, "{prefix}: {label} quantises its input");
+        }
+    }
+}
