@@ -2,14 +2,14 @@
 //
 // x: [rows, width] f32, weight: [width] f32, width a multiple of 32; codes, sums: [rows, width / 32] records
 // (common/activation.cuh); y: [rows, width] f32 where something else reads it too, or null.
-// Grid: (most rows); 512 threads per row. Thread t adds the squares of quads t, t + 512, ..., element by element; then a
-// butterfly over each warp, then the warps in order. Moves 8 bytes in and 2.5 (or 6.5) out per element; bound by latency,
-// so the row and the weights of up to 8192 elements wait in registers.
+// Grid: (most rows); 512 threads per row. Moves 8 bytes in and 2.5 (or 6.5) out per element; bound by latency, so the
+// weights of the first 8192 elements are loaded before the previous kernel ends. The bits are those of rms_norm and
+// linear_quantize one after the other (common/norm.cuh).
+#include "common/norm.cuh"
 #include "common/quantize.cuh"
-#include "common/reduce.cuh"
 
-#define NORM_THREADS 512
-#define NORM_HELD 4
+#define CTA_THREADS 512
+#define WEIGHTS_HELD 4
 
 struct RmsNormQuantizeArgs {
     const float* x;
@@ -34,48 +34,33 @@ __device__ __forceinline__ void quantize_scaled(const RmsNormQuantizeArgs& args,
     quantize_block(y, quad % 8, live, (u32*)(args.codes + at / 8 * ACTIVATION_CODE_BYTES), args.sums + at / 8);
 }
 
-KERNEL(rms_norm_quantize_f32, RmsNormQuantizeArgs, NORM_THREADS) {
-    __shared__ float partials[32];
+KERNEL(rms_norm_quantize_f32, RmsNormQuantizeArgs, CTA_THREADS) {
+    __shared__ float partials[NORM_THREADS / 32];
     const u32 quads = args.width / 4;
     const Floats4* weights = (const Floats4*)args.weight;
-    Floats4 x[NORM_HELD], weight[NORM_HELD];
+    Floats4 held[WEIGHTS_HELD];
 #pragma unroll
-    for (int i = 0; i < NORM_HELD; ++i) {
-        const u32 quad = threadIdx.x + i * NORM_THREADS;
-        x[i] = {{0.0f, 0.0f, 0.0f, 0.0f}};
-        weight[i] = x[i];
-        if (quad < quads) weight[i] = weights[quad];
+    for (u32 i = 0; i < WEIGHTS_HELD; ++i) {
+        const u32 quad = threadIdx.x + i * CTA_THREADS;
+        held[i] = {{0.0f, 0.0f, 0.0f, 0.0f}};
+        if (quad < quads) held[i] = weights[quad];
     }
     wait_for_previous_kernel();
     allow_next_kernel();
     const u32 row = blockIdx.x;
     if (row >= *args.rows) return;
-    const Floats4* source = (const Floats4*)(args.x + (u64)row * args.width);
+    const float* x = args.x + (u64)row * args.width;
+    const float scale = rms_scale(x, args.width, args.eps, partials);
 #pragma unroll
-    for (int i = 0; i < NORM_HELD; ++i) {
-        const u32 quad = threadIdx.x + i * NORM_THREADS;
-        if (quad < quads) x[i] = source[quad];
+    for (u32 i = 0; i < WEIGHTS_HELD; ++i) {
+        const u32 quad = threadIdx.x + i * CTA_THREADS;
+        // Whole warps without an element leave.
+        if (quad - threadIdx.x % 32 >= quads) break;
+        quantize_scaled(args, row, quad, ((const Floats4*)x)[quad < quads ? quad : 0], held[i], scale);
     }
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < NORM_HELD; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum = fmaf(x[i].at[j], x[i].at[j], sum);
-    for (u32 quad = threadIdx.x + NORM_HELD * NORM_THREADS; quad < quads; quad += NORM_THREADS) {
-        const Floats4 four = source[quad];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum = fmaf(four.at[j], four.at[j], sum);
-    }
-    const float mean = cta_sum<NORM_THREADS>(sum, partials) / (float)args.width;
-    const float scale = 1.0f / sqrtf(mean + args.eps);
-#pragma unroll
-    for (int i = 0; i < NORM_HELD; ++i) {
-        const u32 quad = threadIdx.x + i * NORM_THREADS;
-        if (quad - threadIdx.x % 32 < quads) quantize_scaled(args, row, quad, x[i], weight[i], scale);
-    }
-    for (u32 first = NORM_HELD * NORM_THREADS; first < quads; first += NORM_THREADS) {
+    for (u32 first = WEIGHTS_HELD * CTA_THREADS; first < quads; first += CTA_THREADS) {
         const u32 quad = first + threadIdx.x;
-        const u32 held = quad < quads ? quad : 0;
-        if (quad - threadIdx.x % 32 < quads) quantize_scaled(args, row, quad, source[held], weights[held], scale);
+        const u32 at = quad < quads ? quad : 0;
+        if (quad - threadIdx.x % 32 < quads) quantize_scaled(args, row, quad, ((const Floats4*)x)[at], weights[at], scale);
     }
 }

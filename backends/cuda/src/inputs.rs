@@ -21,8 +21,8 @@ pub(crate) struct StepCounts {
     pub(crate) rows: u32,
     /// Sequences of the step.
     pub(crate) sequences: u32,
-    /// Keeps the structure 16 bytes.
-    pub(crate) reserved: u32,
+    /// Zero; kernels count arrivals here and leave it zero.
+    pub(crate) arrivals: u32,
 }
 
 /// A part of the input buffer.
@@ -142,7 +142,7 @@ impl InputLayout {
         let rows = inputs.out_rows.len() as u32;
         let last = inputs.sequences.iter().max();
         let sequences = last.map_or(0, |&sequence| sequence.saturating_add(1));
-        StepCounts { tokens: inputs.tokens.len() as u32, rows, sequences, reserved: 0 }
+        StepCounts { tokens: inputs.tokens.len() as u32, rows, sequences, arrivals: 0 }
     }
 
     /// Packs a step into `buffer` and returns how many of its bytes are live.

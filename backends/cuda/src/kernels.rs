@@ -97,6 +97,8 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/rotation.cuh", include_str!("../../../cuda/common/rotation.cuh")),
     ("common/quantize.cuh", include_str!("../../../cuda/common/quantize.cuh")),
     ("common/quantize_warp.cuh", include_str!("../../../cuda/common/quantize_warp.cuh")),
+    ("common/norm.cuh", include_str!("../../../cuda/common/norm.cuh")),
+    ("common/top_experts.cuh", include_str!("../../../cuda/common/top_experts.cuh")),
     ("common/gated.cuh", include_str!("../../../cuda/common/gated.cuh")),
     ("common/tile.cuh", include_str!("../../../cuda/common/tile.cuh")),
     ("common/product.cuh", include_str!("../../../cuda/common/product.cuh")),

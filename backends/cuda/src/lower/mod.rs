@@ -10,6 +10,7 @@ mod elementwise;
 mod embed;
 mod fuse_norm;
 mod fuse_position;
+mod fuse_router;
 mod linear;
 mod moe;
 mod norm;
@@ -95,6 +96,7 @@ pub(crate) struct Rule {
 
 /// Fusing rules in order of preference.
 pub(crate) const RULES: &[Rule] = &[
+    fuse_router::NORM_AND_CHOOSE,
     fuse_norm::QUANTIZE,
     fuse_position::ROTATE_AND_STORE,
     linear::SHARE_INPUT,
@@ -110,6 +112,7 @@ pub(crate) fn units() -> Vec<Unit> {
         norm::units(),
         fuse_norm::units(),
         fuse_position::units(),
+        fuse_router::units(),
         linear::units(),
         elementwise::units(),
         position::units(),
@@ -269,6 +272,11 @@ impl<'a> Lowering<'a> {
         }
     }
 
+    /// Address of a `u32` that is zero when a step begins and that every kernel leaves zero.
+    pub(crate) const fn arrivals(&self) -> DevicePtr {
+        self.bases.inputs.offset(3 * size_of::<u32>())
+    }
+
     /// Address of a field of the input buffer.
     ///
     /// # Errors
@@ -362,9 +370,15 @@ impl<'a> Lowering<'a> {
 
     /// Who reads `x` in which form.
     pub(crate) fn readers(&self, x: ValueId) -> Readers {
+        self.readers_but(x, usize::MAX)
+    }
+
+    /// Who reads `x` in which form, leaving out node `index`.
+    pub(crate) fn readers_but(&self, x: ValueId, index: usize) -> Readers {
         let mut readers = Readers { codes: false, floats: self.program.outputs().contains(&x) };
-        for op in self.program.nodes().iter().map(|node| &node.op).filter(|op| op.reads().contains(&x)) {
-            let weight = match *op {
+        let others = self.program.nodes().iter().enumerate().filter(|(other, _)| *other != index);
+        for (_, node) in others.filter(|(_, node)| node.op.reads().contains(&x)) {
+            let weight = match node.op {
                 Op::Linear { weight, .. } | Op::MoeLinear { weight, .. } => {
                     self.target.weights.get(weight.0 as usize)
                 }
@@ -381,6 +395,12 @@ impl<'a> Lowering<'a> {
     /// Appends a launch.
     pub(crate) fn launch(&mut self, launch: Launch) {
         self.launches.push(launch);
+    }
+
+    /// Whether `value` is still needed when node `index` and those after it run, so that nothing before takes its place.
+    pub(crate) fn is_read_from(&self, value: ValueId, index: usize) -> bool {
+        let later = self.program.nodes().get(index..).unwrap_or_default();
+        self.program.outputs().contains(&value) || later.iter().any(|node| node.op.reads().contains(&value))
     }
 
     /// Whether nothing but the next reader sees `value`: it is no declared output and is read once. A rule may then

@@ -162,3 +162,17 @@ fn a_split_attention_writes_the_records_its_product_reads() {
         }
     }
 }
+
+#[test]
+fn a_router_its_product_and_its_norm_are_one_launch_for_few_tokens() {
+    let case =
+        cases().unwrap().into_iter().find(|case| case.name.starts_with("block(Experts,MXFP4)")).unwrap();
+    let mut few = 0;
+    for (step, lowered) in case.steps.iter().zip(lowered(&case, DEVICES[2])) {
+        let expected = if step.program.shape().tokens <= 16 { 2 } else { 0 };
+        let fused = lowered.launches.iter().filter(|launch| launch.kernel == "router_norm_f32").count();
+        assert_eq!(fused, expected, "{:?}", step.program.shape());
+        few += expected;
+    }
+    assert!(few > 0, "no step of the case has few tokens");
+}
