@@ -13,6 +13,9 @@ struct alignas(8) Words2 {
 };
 
 #ifndef HOST_EMULATION
+// The CTA's dynamic shared memory.
+#define DYNAMIC_SHARED(T, name) extern __shared__ T name[]
+
 // Weights are read once per step: they should not push activations out of L1. Volatile, so that loads stay where the
 // kernel issues them: ahead of use, many in flight.
 __device__ __forceinline__ Words4 load_stream(const Words4* address) {
@@ -32,6 +35,12 @@ __device__ __forceinline__ Words2 load_stream(const Words2* address) {
 __device__ __forceinline__ u32 load_stream(const u32* address) {
     u32 v;
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(address));
+    return v;
+}
+
+__device__ __forceinline__ u16 load_stream(const u16* address) {
+    u16 v;
+    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(address));
     return v;
 }
 

@@ -61,9 +61,9 @@ __device__ __forceinline__ void split_product(Window<FORMAT>& window, const Weig
     }
     Accumulators<NT> acc;
     acc.clear();
-    const LanePlanes<FORMAT> at(weight, row_tile, begin, lane);
+    LanePlanes<FORMAT> at(weight, row_tile, begin, lane);
     add_slice<FORMAT, NT>(
-        window, at, at, false, count,
+        window, at, [&] { return at; }, false, count,
         [&](u32 block, BlockColumns<NT>& out) {
 #pragma unroll
             for (int n = 0; n < NT; ++n) {
@@ -171,8 +171,8 @@ __device__ __forceinline__ void sweep_product(const Weight& weight, u64 row_tile
     };
     // This stage's and the next one's weights, in registers.
     TileCodes raw[SWEEP_BLOCKS];
-    ScaleRecord<FORMAT> records[C::SUPER ? 1 : SWEEP_BLOCKS];
-    UnitScales<FORMAT> scales;
+    ScaleRecord records[C::SUPER ? 1 : SWEEP_BLOCKS];
+    UnitScales unit;
     if (has_tile) {
 #pragma unroll
         for (u32 b = 0; b < SWEEP_BLOCKS; ++b) {
@@ -194,7 +194,8 @@ __device__ __forceinline__ void sweep_product(const Weight& weight, u64 row_tile
         for (u32 b = 0; b < SWEEP_BLOCKS; ++b) {
             const u32 block = first + b;
             if (block >= blocks) break;
-            if (!C::SUPER || block % 8 == 0) scales = unpack<FORMAT>(records[C::SUPER ? 0 : b]);
+            if (!C::SUPER || block % 8 == 0) unit = unpack<FORMAT>(records[C::SUPER ? 0 : b]);
+            const BlockScales<FORMAT> scales = block_scales<FORMAT>(unit, block % C::BLOCKS);
             u32 upper[4], lower[4];
             fragments<FORMAT, 0>(raw[b], upper);
             fragments<FORMAT, 1>(raw[b], lower);
@@ -210,8 +211,8 @@ __device__ __forceinline__ void sweep_product(const Weight& weight, u64 row_tile
                 if (n > 0 && n >= groups) break;
                 const ActivationCodes codes = stage.codes[b][8 * n + g][t];
                 const ActivationSums sums[2] = {stage.sums[b][8 * n + 2 * t], stage.sums[b][8 * n + 2 * t + 1]};
-                add_block<FORMAT, 1>(upper, scales, 0, block % C::BLOCKS, codes, sums, acc.at[0][n]);
-                add_block<FORMAT, 1>(lower, scales, 1, block % C::BLOCKS, codes, sums, acc.at[1][n]);
+                add_block<FORMAT, 1>(upper, scales, 0, codes, sums, acc.at[0][n]);
+                add_block<FORMAT, 1>(lower, scales, 1, codes, sums, acc.at[1][n]);
             }
             if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
         }

@@ -58,20 +58,29 @@ struct Strides {
 // A lane's place in each plane: row tile `row_tile` (counted through all experts), unit `unit` of it.
 template <int FORMAT>
 struct LanePlanes {
+    using S = Strides<FORMAT>;
     const u8* codes;
     const u8* high;
     const u8* scales;
     const u8* supers;
 
     __device__ __forceinline__ LanePlanes(const Weight& weight, u64 row_tile, u32 unit, u32 lane) {
-        using S = Strides<FORMAT>;
         const u64 first = row_tile * weight.blocks;
         const u64 block = first + unit * Codec<FORMAT>::BLOCKS;
         const u64 units = first / Codec<FORMAT>::BLOCKS + unit;
         codes = weight.base + block * S::CODES + lane * (S::CODES == 256 ? 8 : 16);
         high = weight.base + weight.high + block * S::HIGH + lane * (S::HIGH / 32);
-        scales = weight.base + weight.scales + units * S::SCALES + lane / 4 * (S::SCALES / 8);
-        supers = weight.base + weight.supers + units * S::SUPERS + lane / 4 * (S::SUPERS / 8);
+        const u32 place = Codec<FORMAT>::SUPER ? lane : lane / 4 * 4;
+        scales = weight.base + weight.scales + units * S::SCALES + place * (S::SCALES / 32);
+        supers = weight.base + weight.supers + units * S::SUPERS + place * (S::SUPERS / 32);
+    }
+
+    // `blocks` further, a multiple of the unit's.
+    __device__ __forceinline__ void advance(u32 blocks) {
+        codes += blocks * S::CODES;
+        high += blocks * S::HIGH;
+        scales += blocks / Codec<FORMAT>::BLOCKS * S::SCALES;
+        supers += blocks / Codec<FORMAT>::BLOCKS * S::SUPERS;
     }
 };
 
@@ -155,101 +164,58 @@ __device__ __forceinline__ void fragments(const TileCodes& raw, u32 (&a)[4]) {
     }
 }
 
-// Scales of a lane's four rows g + 8w of one unit, as they lie in memory.
-template <int FORMAT>
+// Scales of one unit as they lie in memory: of a lane's four rows g + 8w, or for super-blocks of row g + 8t alone (the
+// four lanes of a quad have all four between them).
 struct ScaleRecord {
-    Words4 rows[Codec<FORMAT>::SUPER ? 4 : 1];
-    Words4 supers;
+    Words4 row;
+    u32 super;
 };
 
 template <int FORMAT>
-__device__ __forceinline__ ScaleRecord<FORMAT> load_record(const LanePlanes<FORMAT>& at, u32 unit) {
+__device__ __forceinline__ ScaleRecord load_record(const LanePlanes<FORMAT>& at, u32 unit) {
     using S = Strides<FORMAT>;
-    ScaleRecord<FORMAT> record;
+    ScaleRecord record;
     const u8* scales = at.scales + unit * S::SCALES;
-    if constexpr (Codec<FORMAT>::SUPER) {
-#pragma unroll
-        for (int w = 0; w < 4; ++w) record.rows[w] = load_stream((const Words4*)scales + w);
-        if constexpr (FORMAT == FORMAT_Q2_K) record.supers = load_stream((const Words4*)(at.supers + unit * S::SUPERS));
-        if constexpr (FORMAT == FORMAT_Q6_K) {
-            const Words2 supers = load_stream((const Words2*)(at.supers + unit * S::SUPERS));
-            record.supers.x = supers.x;
-            record.supers.y = supers.y;
-        }
-    } else if constexpr (S::SCALES == 128) {
-        record.rows[0] = load_stream((const Words4*)scales);
+    if constexpr (Codec<FORMAT>::SUPER || S::SCALES == 128) {
+        record.row = load_stream((const Words4*)scales);
+        if constexpr (FORMAT == FORMAT_Q2_K) record.super = load_stream((const u32*)(at.supers + unit * S::SUPERS));
+        if constexpr (FORMAT == FORMAT_Q6_K) record.super = load_stream((const u16*)(at.supers + unit * S::SUPERS));
     } else if constexpr (S::SCALES == 64) {
         const Words2 words = load_stream((const Words2*)scales);
-        record.rows[0].x = words.x;
-        record.rows[0].y = words.y;
+        record.row.x = words.x;
+        record.row.y = words.y;
     } else {
-        record.rows[0].x = load_stream((const u32*)scales);
+        record.row.x = load_stream((const u32*)scales);
     }
     return record;
 }
 
-// The same, taken apart: 16 bytes of sub-scales a row and its super-scales, or the words of a block's scales.
-template <int FORMAT>
-struct UnitScales {
-    u32 words[Codec<FORMAT>::SUPER ? 20 : 4];
-};
-
 __device__ __forceinline__ float low_half(u32 word) { return half_to_float((u16)word); }
 __device__ __forceinline__ float high_half(u32 word) { return half_to_float((u16)(word >> 16)); }
 
-// Splits a 12-byte table of 6-bit pairs into bytes: scales 0-3, 4-7, minima 0-3, 4-7.
-__device__ __forceinline__ void unpack_pairs(const Words4& record, u32* out) {
-    out[0] = record.y & 0x3f3f3f3fu;
-    out[1] = (record.w & 0x0f0f0f0fu) | ((record.y >> 2) & 0x30303030u);
-    out[2] = record.z & 0x3f3f3f3fu;
-    out[3] = ((record.w >> 4) & 0x0f0f0f0fu) | ((record.z >> 2) & 0x30303030u);
-}
-
-// Splits Q3_K's 12-byte table into 16 bytes of 0..63.
-__device__ __forceinline__ void unpack_sub_scales(const Words4& record, u32* out) {
-    out[0] = (record.x & 0x0f0f0f0fu) | ((record.z << 4) & 0x30303030u);
-    out[1] = (record.y & 0x0f0f0f0fu) | ((record.z << 2) & 0x30303030u);
-    out[2] = ((record.x >> 4) & 0x0f0f0f0fu) | (record.z & 0x30303030u);
-    out[3] = ((record.y >> 4) & 0x0f0f0f0fu) | ((record.z >> 2) & 0x30303030u);
-}
+// Scales of a unit taken apart: the words of four rows, or 16 bytes of one row's sub-scales and its super-scales.
+struct UnitScales {
+    u32 words[5];
+};
 
 template <int FORMAT>
-__device__ __forceinline__ UnitScales<FORMAT> unpack(const ScaleRecord<FORMAT>& record) {
-    UnitScales<FORMAT> scales;
-    u32* out = scales.words;
-    if constexpr (Codec<FORMAT>::SUPER) {
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-            const Words4& row = record.rows[w];
-            if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
-                unpack_pairs(row, out + 4 * w);
-                out[16 + w] = row.x;
-            } else if constexpr (FORMAT == FORMAT_Q3_K) {
-                unpack_sub_scales(row, out + 4 * w);
-                out[16 + w] = row.w;
-            } else {
-                out[4 * w] = row.x;
-                out[4 * w + 1] = row.y;
-                out[4 * w + 2] = row.z;
-                out[4 * w + 3] = row.w;
-            }
-        }
-        if constexpr (FORMAT == FORMAT_Q6_K) {
-            out[16] = record.supers.x;
-            out[17] = record.supers.x >> 16;
-            out[18] = record.supers.y;
-            out[19] = record.supers.y >> 16;
-        } else if constexpr (FORMAT == FORMAT_Q2_K) {
-            out[16] = record.supers.x;
-            out[17] = record.supers.y;
-            out[18] = record.supers.z;
-            out[19] = record.supers.w;
-        }
-    } else {
-        out[0] = record.rows[0].x;
-        out[1] = record.rows[0].y;
-        out[2] = record.rows[0].z;
-        out[3] = record.rows[0].w;
+__device__ __forceinline__ UnitScales unpack(const ScaleRecord& record) {
+    const Words4& row = record.row;
+    UnitScales scales = {{row.x, row.y, row.z, row.w, record.super}};
+    if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
+        // A 12-byte table of 6-bit pairs to bytes: scales 0-3, 4-7, minima 0-3, 4-7.
+        scales.words[0] = row.y & 0x3f3f3f3fu;
+        scales.words[1] = (row.w & 0x0f0f0f0fu) | ((row.y >> 2) & 0x30303030u);
+        scales.words[2] = row.z & 0x3f3f3f3fu;
+        scales.words[3] = ((row.w >> 4) & 0x0f0f0f0fu) | ((row.z >> 2) & 0x30303030u);
+        scales.words[4] = row.x;
+    } else if constexpr (FORMAT == FORMAT_Q3_K) {
+        // A 12-byte table to 16 bytes of 0..63.
+        scales.words[0] = (row.x & 0x0f0f0f0fu) | ((row.z << 4) & 0x30303030u);
+        scales.words[1] = (row.y & 0x0f0f0f0fu) | ((row.z << 2) & 0x30303030u);
+        scales.words[2] = ((row.x >> 4) & 0x0f0f0f0fu) | (row.z & 0x30303030u);
+        scales.words[3] = ((row.y >> 4) & 0x0f0f0f0fu) | ((row.z >> 2) & 0x30303030u);
+        scales.words[4] = row.w;
     }
     return scales;
 }
@@ -261,38 +227,62 @@ __device__ __forceinline__ u32 byte_of(const u32* words, u32 index) {
     return (word >> (8 * (index % 4))) & 255;
 }
 
-// Factor of the codes in row g + 8 w, block j of the unit, column half `half`.
+// What block j of a unit is multiplied with: per column half (where halves differ) and row g + 8w, the factor of the codes
+// and what is added for every unit of activation (the minimum, signed).
 template <int FORMAT>
-__device__ __forceinline__ float code_scale(const UnitScales<FORMAT>& scales, u32 w, u32 j, u32 half) {
-    const u32* words = scales.words;
-    if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
-        return low_half(words[16 + w]) * (float)byte_of(words + 4 * w, j);
-    } else if constexpr (FORMAT == FORMAT_Q6_K) {
-        return low_half(words[16 + w]) * (float)(i8)byte_of(words + 4 * w, 2 * j + half);
-    } else if constexpr (FORMAT == FORMAT_Q3_K) {
-        return low_half(words[16 + w]) * (float)((i32)byte_of(words + 4 * w, 2 * j + half) - 32);
-    } else if constexpr (FORMAT == FORMAT_Q2_K) {
-        return low_half(words[16 + w]) * (float)(byte_of(words + 4 * w, 2 * j + half) & 15);
-    } else if constexpr (FORMAT == FORMAT_Q4_1 || FORMAT == FORMAT_Q5_1) {
-        return low_half(words[w]);
-    } else if constexpr (FORMAT == FORMAT_MXFP4) {
-        return __uint_as_float(byte_of(words, w) << 23);
-    } else {
-        return w % 2 == 0 ? low_half(words[w / 2]) : high_half(words[w / 2]);
-    }
+struct BlockScales {
+    static constexpr int PARTS = Codec<FORMAT>::HALVES ? 2 : 1;
+    float code[PARTS][4];
+    float least[PARTS][4];
+};
+
+// The value of the quad's lane w.
+__device__ __forceinline__ float from_quad(float value, u32 w) {
+    return __shfl_sync(0xffffffffu, value, (threadIdx.x & 28) | w);
 }
 
-// What is added for every unit of activation: the minimum, signed.
 template <int FORMAT>
-__device__ __forceinline__ float code_minimum(const UnitScales<FORMAT>& scales, u32 w, u32 j, u32 half) {
+__device__ __forceinline__ BlockScales<FORMAT> block_scales(const UnitScales& scales, u32 j) {
     const u32* words = scales.words;
-    if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
-        return -high_half(words[16 + w]) * (float)byte_of(words + 4 * w, 8 + j);
-    } else if constexpr (FORMAT == FORMAT_Q2_K) {
-        return -high_half(words[16 + w]) * (float)(byte_of(words + 4 * w, 2 * j + half) >> 4);
+    BlockScales<FORMAT> out;
+    if constexpr (Codec<FORMAT>::SUPER) {
+#pragma unroll
+        for (int part = 0; part < BlockScales<FORMAT>::PARTS; ++part) {
+            const float super = low_half(words[4]);
+            float code;
+            float least = 0.0f;
+            if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
+                code = super * (float)byte_of(words, j);
+                least = -high_half(words[4]) * (float)byte_of(words, 8 + j);
+            } else {
+                const u32 sub = byte_of(words, 2 * j + part);
+                if constexpr (FORMAT == FORMAT_Q6_K) code = super * (float)(i8)sub;
+                if constexpr (FORMAT == FORMAT_Q3_K) code = super * (float)((i32)sub - 32);
+                if constexpr (FORMAT == FORMAT_Q2_K) {
+                    code = super * (float)(sub & 15);
+                    least = -high_half(words[4]) * (float)(sub >> 4);
+                }
+            }
+#pragma unroll
+            for (int w = 0; w < 4; ++w) {
+                out.code[part][w] = from_quad(code, w);
+                if constexpr (Codec<FORMAT>::MINIMUM) out.least[part][w] = from_quad(least, w);
+            }
+        }
     } else {
-        return high_half(words[w]);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+            if constexpr (Codec<FORMAT>::MINIMUM) {
+                out.code[0][w] = low_half(words[w]);
+                out.least[0][w] = high_half(words[w]);
+            } else if constexpr (FORMAT == FORMAT_MXFP4) {
+                out.code[0][w] = __uint_as_float(((words[0] >> (8 * w)) & 255) << 23);
+            } else {
+                out.code[0][w] = w % 2 == 0 ? low_half(words[w / 2]) : high_half(words[w / 2]);
+            }
+        }
     }
+    return out;
 }
 
 // Accumulators of one warp: 32 rows x 8 NT columns. [m][n][c]: row g + 16m + 8 (c / 2), column 8n + 2t + c % 2.
@@ -324,15 +314,12 @@ __device__ __forceinline__ float block_sum(i32 high, i32 low, float scale) {
     return scale * (float)((i32)((u32)high << 8) + low);
 }
 
-// Adds 16 rows x 8 columns of one block to `acc`: row half `m` of the tile, block `j` of the unit. STEP 2: only the
-// columns 2t.
+// Adds 16 rows x 8 columns of one block to `acc`: row half `m` of the tile. STEP 2: only the columns 2t.
 template <int FORMAT, int STEP>
-__device__ __forceinline__ void add_block(const u32 (&a)[4], const UnitScales<FORMAT>& scales, u32 m, u32 j,
-                                          const ActivationCodes& x, const ActivationSums (&sums)[2], float (&acc)[4]) {
+__device__ __forceinline__ void add_block(const u32 (&a)[4], const BlockScales<FORMAT>& scales, int m, const ActivationCodes& x, const ActivationSums (&sums)[2], float (&acc)[4]) {
     using C = Codec<FORMAT>;
-    constexpr int PARTS = C::HALVES ? 2 : 1;
-#pragma unroll
-    for (int part = 0; part < PARTS; ++part) {
+    #pragma unroll
+    for (int part = 0; part < BlockScales<FORMAT>::PARTS; ++part) {
         i32 high[4] = {0, 0, 0, 0};
         i32 low[4] = {0, 0, 0, 0};
         if constexpr (C::HALVES) {
@@ -346,18 +333,16 @@ __device__ __forceinline__ void add_block(const u32 (&a)[4], const UnitScales<FO
             mma_s8_k32(high, a[0], a[1], a[2], a[3], x.x, x.y);
             mma_s8_k32(low, a[0], a[1], a[2], a[3], x.z, x.w);
         }
-        const float d[2] = {code_scale(scales, 2 * m, j, part), code_scale(scales, 2 * m + 1, j, part)};
 #pragma unroll
         for (int c = 0; c < 4; c += STEP) {
-            acc[c] = fmaf(d[c / 2], block_sum(high[c], low[c], sums[c % 2].scale), acc[c]);
+            acc[c] = fmaf(scales.code[part][2 * m + c / 2], block_sum(high[c], low[c], sums[c % 2].scale), acc[c]);
         }
         if constexpr (C::MINIMUM) {
-            const float least[2] = {code_minimum(scales, 2 * m, j, part), code_minimum(scales, 2 * m + 1, j, part)};
 #pragma unroll
             for (int c = 0; c < 4; c += STEP) {
                 const ActivationSums& own = sums[c % 2];
                 const float sum = C::HALVES ? (part == 0 ? own.low_half : own.high_half) : own.low_half + own.high_half;
-                acc[c] = fmaf(least[c / 2], sum, acc[c]);
+                acc[c] = fmaf(scales.least[part][2 * m + c / 2], sum, acc[c]);
             }
         }
     }
@@ -365,17 +350,17 @@ __device__ __forceinline__ void add_block(const u32 (&a)[4], const UnitScales<FO
 
 // Adds block j of a unit for all columns; groups of columns from `groups` on hold nothing and are skipped.
 template <int FORMAT, int NT>
-__device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales<FORMAT>& scales, u32 j,
-                                         const BlockColumns<NT>& x, int groups, Accumulators<NT>& acc) {
+__device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales& unit, u32 j, const BlockColumns<NT>& x, int groups, Accumulators<NT>& acc) {
     constexpr int STEP = NT == 0 ? 2 : 1;
+    const BlockScales<FORMAT> scales = block_scales<FORMAT>(unit, j);
     u32 first[4], second[4];
     fragments<FORMAT, 0>(raw, first);
     fragments<FORMAT, 1>(raw, second);
 #pragma unroll
     for (int n = 0; n < Accumulators<NT>::GROUPS; ++n) {
         if (n > 0 && n >= groups) break;
-        add_block<FORMAT, STEP>(first, scales, 0, j, x.codes[n], x.sums[n], acc.at[0][n]);
-        add_block<FORMAT, STEP>(second, scales, 1, j, x.codes[n], x.sums[n], acc.at[1][n]);
+        add_block<FORMAT, STEP>(first, scales, 0, x.codes[n], x.sums[n], acc.at[0][n]);
+        add_block<FORMAT, STEP>(second, scales, 1, x.codes[n], x.sums[n], acc.at[1][n]);
     }
 }
 
@@ -384,9 +369,9 @@ __device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales<
 template <int FORMAT>
 struct Window {
     static constexpr bool SUPER = Codec<FORMAT>::SUPER;
-    static constexpr u32 DEPTH = 4;
+    static constexpr u32 DEPTH = FORMAT == FORMAT_MXFP4 ? 6 : 4;
     TileCodes raw[DEPTH];
-    ScaleRecord<FORMAT> records[SUPER ? 1 : DEPTH];
+    ScaleRecord records[SUPER ? 1 : DEPTH];
 
     // Loads what there is of the first DEPTH of `blocks` blocks.
     __device__ __forceinline__ void open(const LanePlanes<FORMAT>& at, u32 blocks) {
@@ -400,38 +385,47 @@ struct Window {
     }
 };
 
-// Adds the `blocks` blocks from `at` on, whose first are in the window, and leaves the first of `next` (when `more`) in
-// it. `columns(block, x)` yields the activations of a block, counted as `at` counts.
-template <int FORMAT, int NT, class Columns>
-__device__ __forceinline__ void add_slice(Window<FORMAT>& window, LanePlanes<FORMAT> at, const LanePlanes<FORMAT>& next,
-                                          bool more, u32 blocks, const Columns& columns, int groups,
-                                          Accumulators<NT>& acc) {
+// Adds the `blocks` blocks from `at` on, whose first are in the window. Then, when `more`, `at` is `next()` and its first
+// blocks are in the window. `columns(block, x)` yields the activations of a block, counted as `at` counts.
+template <int FORMAT, int NT, class Next, class Columns>
+__device__ __forceinline__ void add_slice(Window<FORMAT>& window, LanePlanes<FORMAT>& at, const Next& next, bool more,
+                                          u32 blocks, const Columns& columns, int groups, Accumulators<NT>& acc) {
     using W = Window<FORMAT>;
     constexpr u32 STEP = W::SUPER ? 8 : W::DEPTH;
-    const u32 next_blocks = more ? blocks : 0;
 #pragma unroll 1
     for (u32 first = 0; first < blocks; first += STEP) {
-        const bool last = first + STEP >= blocks;
-        const LanePlanes<FORMAT> from = last ? next : at;
-        const u32 offset = last ? 0 : first + STEP;
-        const u32 ahead = last ? next_blocks : blocks - offset;
+        u32 ahead = 0;
+        // To the blocks that follow this step's, and how many there are.
+        const auto go_on = [&] {
+            if (first + STEP < blocks) {
+                at.advance(STEP);
+                ahead = blocks - first - STEP;
+            } else if (more) {
+                at = next();
+                ahead = blocks;
+            }
+        };
         if constexpr (W::SUPER) {
-            const UnitScales<FORMAT> scales = unpack<FORMAT>(window.records[0]);
-            if (ahead > 0) window.records[0] = load_record<FORMAT>(from, offset / 8);
+            const UnitScales scales = unpack<FORMAT>(window.records[0]);
 #pragma unroll
             for (u32 j = 0; j < STEP; ++j) {
+                if (j == STEP - W::DEPTH) {
+                    go_on();
+                    if (ahead > 0) window.records[0] = load_record<FORMAT>(at, 0);
+                }
                 BlockColumns<NT> x;
                 columns(first + j, x);
                 TileCodes& raw = window.raw[j % W::DEPTH];
                 add_tile<FORMAT, NT>(raw, scales, j, x, groups, acc);
                 const u32 used = j + W::DEPTH;
                 if (used < STEP) {
-                    raw = load_codes<FORMAT>(at, first + used);
+                    raw = load_codes<FORMAT>(at, used);
                 } else if (ahead > 0) {
-                    raw = load_codes<FORMAT>(from, offset + used - STEP);
+                    raw = load_codes<FORMAT>(at, used - STEP);
                 }
             }
         } else {
+            go_on();
 #pragma unroll
             for (u32 j = 0; j < STEP; ++j) {
                 if (first + j < blocks) {
@@ -440,8 +434,8 @@ __device__ __forceinline__ void add_slice(Window<FORMAT>& window, LanePlanes<FOR
                     add_tile<FORMAT, NT>(window.raw[j], unpack<FORMAT>(window.records[j]), 0, x, groups, acc);
                 }
                 if (j < ahead) {
-                    window.raw[j] = load_codes<FORMAT>(from, offset + j);
-                    window.records[j] = load_record<FORMAT>(from, offset + j);
+                    window.raw[j] = load_codes<FORMAT>(at, j);
+                    window.records[j] = load_record<FORMAT>(at, j);
                 }
             }
         }

@@ -16,6 +16,7 @@ mod moe;
 mod norm;
 mod position;
 mod sample;
+mod single;
 
 use std::collections::HashMap;
 
@@ -97,6 +98,10 @@ pub(crate) struct Rule {
 /// Fusing rules in order of preference.
 pub(crate) const RULES: &[Rule] = &[
     fuse_router::NORM_AND_CHOOSE,
+    single::GATED,
+    single::PRODUCTS,
+    single::MOE_GATED,
+    single::MOE_COMBINED,
     fuse_norm::QUANTIZE,
     fuse_position::ROTATE_AND_STORE,
     linear::SHARE_INPUT,
@@ -114,6 +119,7 @@ pub(crate) fn units() -> Vec<Unit> {
         fuse_position::units(),
         fuse_router::units(),
         linear::units(),
+        single::units(),
         elementwise::units(),
         position::units(),
         attention::units(),
@@ -121,6 +127,25 @@ pub(crate) fn units() -> Vec<Unit> {
         sample::units(),
     ]
     .concat()
+}
+
+/// Where the activations of `program` live. Steps of one token, whose fused kernels read and write what several nodes
+/// would, give every value a place of its own; it is small.
+pub(crate) fn activation_plan(program: &Program) -> ArenaPlan {
+    if program.shape().tokens > 1 {
+        return arena::plan(program);
+    }
+    let mut bytes = 0;
+    let offsets = program
+        .values()
+        .iter()
+        .map(|value| {
+            let offset = bytes;
+            bytes += value.bytes(program.shape()).next_multiple_of(arena::ALIGNMENT);
+            offset
+        })
+        .collect();
+    ArenaPlan { offsets, bytes }
 }
 
 /// Lowers `program` for memory at `bases`.
@@ -176,7 +201,7 @@ impl<'a> Lowering<'a> {
             inputs,
             target,
             bases,
-            arena: arena::plan(program),
+            arena: activation_plan(program),
             launches: vec![],
             index: 0,
             scratch: vec![],
@@ -385,6 +410,7 @@ impl<'a> Lowering<'a> {
                 _ => None,
             };
             match weight {
+                Some(weight) if single::reads_floats(self, x, weight) => readers.floats = true,
                 Some(weight) if !layout::is_plain(weight.spec.dtype) => readers.codes = true,
                 _ => readers.floats = true,
             }
