@@ -104,11 +104,8 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/single.cuh", include_str!("../../../cuda/common/single.cuh")),
     ("common/activation.cuh", include_str!("../../../cuda/common/activation.cuh")),
     ("common/rotation.cuh", include_str!("../../../cuda/common/rotation.cuh")),
-    ("common/quantize.cuh", include_str!("../../../cuda/common/quantize.cuh")),
     ("common/quantize_warp.cuh", include_str!("../../../cuda/common/quantize_warp.cuh")),
-    ("common/norm.cuh", include_str!("../../../cuda/common/norm.cuh")),
     ("common/top_experts.cuh", include_str!("../../../cuda/common/top_experts.cuh")),
-    ("common/gated.cuh", include_str!("../../../cuda/common/gated.cuh")),
     ("common/tile.cuh", include_str!("../../../cuda/common/tile.cuh")),
     ("common/product.cuh", include_str!("../../../cuda/common/product.cuh")),
     ("common/plain.cuh", include_str!("../../../cuda/common/plain.cuh")),
@@ -141,6 +138,12 @@ mod tests {
             let file = format!("{stem}.cu");
             assert!(units.iter().any(|unit| unit.file == file), "no unit is compiled from {file}");
         }
+    }
+
+    #[test]
+    fn headers_are_named_once() {
+        let names: HashSet<&str> = HEADERS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names.len(), HEADERS.len());
     }
 
     #[test]
