@@ -6,6 +6,7 @@
 // Grid: (experts, most tokens), 256 threads: a CTA makes one logit; the last to arrive chooses for all tokens, a warp per
 // token. Reads the matrix once per token, from L2 after the first; bound by latency, so the matrix is loaded before the
 // previous kernel ends. The bits are those of rms_norm, linear (common/plain.cuh) and router one after the other.
+#include "common/arrival.cuh"
 #include "common/norm.cuh"
 #include "common/quantize.cuh"
 #include "common/top_experts.cuh"
@@ -56,7 +57,6 @@ KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS) {
     __shared__ float partials[NORM_THREADS / 32];
     __shared__ float slices[ROW_SLICES];
     __shared__ float logits[CTA_THREADS / 32][MAX_EXPERTS];
-    __shared__ u32 is_last;
     const u32 quads = args.width / 4;
     const u32 expert = blockIdx.x;
     const Floats4* source = (const Floats4*)args.weight.base + (u64)(expert / 8) * quads * 8 + expert % 8;
@@ -96,21 +96,15 @@ KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS) {
         for (int s = 0; s < ROW_SLICES; ++s) sum += slices[s];
         if (args.bias) sum += args.bias[expert];
         args.logits[(u64)token * args.experts + expert] = sum;
-        __threadfence();
-        is_last = atomicAdd(args.arrivals, 1u) == rows * args.experts - 1;
     }
-    __syncthreads();
-    if (!is_last) return;
-    __threadfence();
+    if (!arrives_last(args.arrivals, rows * args.experts)) return;
     const u32 warp = threadIdx.x / 32;
     for (u32 chosen = warp; chosen < rows; chosen += CTA_THREADS / 32) {
-        // Other CTAs wrote these: past the first-level cache.
-        const volatile float* all = args.logits + (u64)chosen * args.experts;
-        for (u32 id = threadIdx.x % 32; id < args.experts; id += 32) logits[warp][id] = all[id];
+        const float* all = args.logits + (u64)chosen * args.experts;
+        for (u32 id = threadIdx.x % 32; id < args.experts; id += 32) logits[warp][id] = load_fresh(all + id);
         __syncwarp();
         choose_experts(logits[warp], args.experts, args.top_k, args.ids + (u64)chosen * args.top_k,
                        args.weights + (u64)chosen * args.top_k);
         __syncwarp();
     }
-    if (threadIdx.x == 0) *args.arrivals = 0;
 }

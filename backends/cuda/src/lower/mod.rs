@@ -31,6 +31,7 @@ use crate::kernels::Unit;
 use crate::kv::KvPools;
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{self, WeightLayout};
+pub(crate) use attention::arrivals as attention_arrivals;
 use linear::ActivationArgs;
 
 /// A weight as kernels see it.
