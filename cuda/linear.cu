@@ -44,10 +44,10 @@ __device__ __forceinline__ void linear_split(const LinearArgs& args) {
 }
 
 KERNEL(LINEAR_SPLIT_8, LinearArgs, PRODUCT_THREADS, 2) { linear_split<1>(args); }
-KERNEL(LINEAR_SPLIT_16, LinearArgs, PRODUCT_THREADS) { linear_split<2>(args); }
-KERNEL(LINEAR_SPLIT_32, LinearArgs, PRODUCT_THREADS) { linear_split<4>(args); }
+KERNEL(LINEAR_SPLIT_16, LinearArgs, PRODUCT_THREADS, 1) { linear_split<2>(args); }
+KERNEL(LINEAR_SPLIT_32, LinearArgs, PRODUCT_THREADS, 1) { linear_split<4>(args); }
 
-KERNEL(LINEAR_SWEEP, LinearArgs, PRODUCT_THREADS) {
+KERNEL(LINEAR_SWEEP, LinearArgs, PRODUCT_THREADS, 1) {
     __shared__ SweepShared shared;
     wait_for_previous_kernel();
     allow_next_kernel();

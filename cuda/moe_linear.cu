@@ -68,9 +68,9 @@ __device__ __forceinline__ void moe_split(const MoeLinearArgs& args) {
 }
 
 KERNEL(MOE_LINEAR_SPLIT_8, MoeLinearArgs, PRODUCT_THREADS, 2) { moe_split<1>(args); }
-KERNEL(MOE_LINEAR_SPLIT_16, MoeLinearArgs, PRODUCT_THREADS) { moe_split<2>(args); }
+KERNEL(MOE_LINEAR_SPLIT_16, MoeLinearArgs, PRODUCT_THREADS, 1) { moe_split<2>(args); }
 
-KERNEL(MOE_LINEAR_SWEEP, MoeLinearArgs, PRODUCT_THREADS) {
+KERNEL(MOE_LINEAR_SWEEP, MoeLinearArgs, PRODUCT_THREADS, 1) {
     __shared__ SweepShared shared;
     __shared__ u32 pairs[SWEEP_COLUMNS];
     wait_for_previous_kernel();

@@ -74,7 +74,9 @@ __device__ __forceinline__ void single_product(const SingleActivations& x, u32 b
         return LanePlanes<FORMAT>(*tile.weight, tile.row_tile, begin, lane);
     };
     LanePlanes<FORMAT> at = place(0);
-    Window<FORMAT> window;
+    // The widest super-blocks leave 512 threads no registers for more.
+    Window<FORMAT, (FORMAT == FORMAT_MXFP4 ? 6 : C::SUPER && FORMAT != FORMAT_Q4_K && GROUPS > 1 ? 2 : 4)>
+        window;
     window.open(at, share);
     if (!prepare()) return;
 #pragma unroll 1

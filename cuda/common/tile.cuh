@@ -366,10 +366,10 @@ __device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales&
 
 // A warp's window on the stream of blocks it multiplies: DEPTH blocks are loaded before they are needed. As soon as a
 // block is used, its place takes the block DEPTH further, at the end of a tile that of the next tile.
-template <int FORMAT>
+template <int FORMAT, u32 BLOCKS = (FORMAT == FORMAT_MXFP4 ? 6 : 4)>
 struct Window {
     static constexpr bool SUPER = Codec<FORMAT>::SUPER;
-    static constexpr u32 DEPTH = FORMAT == FORMAT_MXFP4 ? 6 : 4;
+    static constexpr u32 DEPTH = BLOCKS;
     TileCodes raw[DEPTH];
     ScaleRecord records[SUPER ? 1 : DEPTH];
 
@@ -387,10 +387,9 @@ struct Window {
 
 // Adds the `blocks` blocks from `at` on, whose first are in the window. Then, when `more`, `at` is `next()` and its first
 // blocks are in the window. `columns(block, x)` yields the activations of a block, counted as `at` counts.
-template <int FORMAT, int NT, class Next, class Columns>
-__device__ __forceinline__ void add_slice(Window<FORMAT>& window, LanePlanes<FORMAT>& at, const Next& next, bool more,
+template <int FORMAT, int NT, class W, class Next, class Columns>
+__device__ __forceinline__ void add_slice(W& window, LanePlanes<FORMAT>& at, const Next& next, bool more,
                                           u32 blocks, const Columns& columns, int groups, Accumulators<NT>& acc) {
-    using W = Window<FORMAT>;
     constexpr u32 STEP = W::SUPER ? 8 : W::DEPTH;
 #pragma unroll 1
     for (u32 first = 0; first < blocks; first += STEP) {
