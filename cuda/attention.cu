@@ -5,13 +5,16 @@
 //   rows:  grid (ceil(tokens / 4 tokens per warp), kv heads * head groups), 128 threads. A warp takes 16 rows (tokens x
 //          query heads of one kv head) through all their tiles: for prefill. Bound by the tensor cores and L1.
 //   split: grid (tokens, kv heads * head groups, tile groups), 128 threads. A warp takes single tiles of one token and
-//          leaves (o, m, l) of each: for decode. Reads each cached position once per kv head; bound by memory.
+//          leaves (o, m, l) of each: for decode. The last CTA of a token's group of heads joins them, unless merge follows.
+//          Reads each cached position once per kv head; bound by memory.
 //   merge: grid (tokens, heads), 128 threads. Joins a token's tiles in ascending order.
 // rows and split + merge give the same bits.
-#include "common/attention_tile.cuh"
+#include "common/attention_join.cuh"
 
 #define D HEAD_DIM_PADDED
 #define ATTENTION_WARPS 4
+// Elements a thread joins at once.
+#define JOINED (D == 32 ? 1 : 4)
 
 // The share of a warp's rows that belong to one sequence: tokens [begin, end).
 struct Run {
@@ -112,7 +115,7 @@ KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS) {
     const u32 sequence = args.sequences[token];
     const u32 begin = first_tile(args, own);
     const u32 count = own / ATTENTION_TILE + 1 - begin;
-    if (blockIdx.z * ATTENTION_WARPS + warp >= count) return;
+    if (blockIdx.z * ATTENTION_WARPS >= count) return;
     const LaneRows rows = lane_rows(shape, token, token + 1, kv_head, blockIdx.y % shape.head_groups, lane);
     float unscale[2];
     load_queries<D>(args, rows, lane, queries[warp], unscale);
@@ -136,5 +139,26 @@ KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS) {
                     if (dimension < args.head_dim) partial[dimension] = out.at[n][2 * r + c];
                 }
         }
+    }
+    if (!args.arrivals) return;
+    const u32 ctas = (count + ATTENTION_WARPS - 1) / ATTENTION_WARPS;
+    if (!arrives_last(args.arrivals + token * gridDim.y + blockIdx.y, ctas < gridDim.z ? ctas : gridDim.z)) return;
+    const u32 head_group = blockIdx.y % shape.head_groups;
+    const u32 heads = shape.group - 16 * head_group < 16 ? shape.group - 16 * head_group : 16;
+    const u64 first_row = (u64)token * args.heads + kv_head * shape.group + 16 * head_group;
+    const u32 elements = heads * args.head_dim;
+#pragma unroll 1
+    for (u32 first = 0; first < elements; first += JOINED * 32 * ATTENTION_WARPS) {
+        u64 joined[JOINED];
+        u32 dimensions[JOINED];
+        bool live[JOINED];
+#pragma unroll
+        for (u32 i = 0; i < JOINED; ++i) {
+            const u32 element = first + i * 32 * ATTENTION_WARPS + threadIdx.x;
+            live[i] = element < elements;
+            joined[i] = first_row + (live[i] ? element / args.head_dim : 0);
+            dimensions[i] = live[i] ? element % args.head_dim : 0;
+        }
+        join_tiles<JOINED>(args, joined, dimensions, live, tile_count(args, own));
     }
 }

@@ -15,6 +15,7 @@ struct GatherRowsArgs {
 
 KERNEL(gather_rows_f32, GatherRowsArgs, 256) {
     wait_for_previous_kernel();
+    allow_next_kernel();
     const u32 column = blockIdx.x * blockDim.x + threadIdx.x;
     const u32 row = blockIdx.y;
     if (row >= *args.rows || column >= args.width) return;

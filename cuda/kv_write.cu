@@ -17,6 +17,7 @@ struct KvWriteArgs {
 
 KERNEL(kv_write_f32_f16, KvWriteArgs, 256) {
     wait_for_previous_kernel();
+    allow_next_kernel();
     const u32 column = blockIdx.x * blockDim.x + threadIdx.x;
     const u32 row = blockIdx.y;
     if (row >= *args.rows || column >= args.width) return;

@@ -17,6 +17,7 @@ struct LayerNormArgs {
 KERNEL(layer_norm_f32, LayerNormArgs, 256) {
     __shared__ float partials[32];
     wait_for_previous_kernel();
+    allow_next_kernel();
     const u32 row = blockIdx.x;
     if (row >= *args.rows) return;
     const float* x = args.x + (u64)row * args.width;

@@ -16,6 +16,7 @@ struct MoeCombineArgs {
 
 KERNEL(moe_combine_f32, MoeCombineArgs, 256) {
     wait_for_previous_kernel();
+    allow_next_kernel();
     const u32 column = blockIdx.x * blockDim.x + threadIdx.x;
     const u32 row = blockIdx.y;
     if (row >= *args.rows || column >= args.width) return;

@@ -16,6 +16,7 @@ struct PositionEmbedArgs {
 
 KERNEL(position_embed_f32, PositionEmbedArgs, 256) {
     wait_for_previous_kernel();
+    allow_next_kernel();
     const u32 column = blockIdx.x * blockDim.x + threadIdx.x;
     const u32 row = blockIdx.y;
     if (row >= *args.rows || column >= args.width) return;

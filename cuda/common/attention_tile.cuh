@@ -9,6 +9,7 @@
 // Tiles and rows that see nothing change no bit. So a row's result depends on its own positions only, not on which other
 // rows share its warp, where a prefill chunk begins, or how tiles are spread over warps.
 #pragma once
+#include "common/activation.cuh"
 #include "common/async.cuh"
 #include "common/inputs.cuh"
 #include "common/mma.cuh"
@@ -28,9 +29,12 @@ struct AttentionArgs {
     const u32* block_table;    // [sequences, table_width]
     const u32* tokens;         // live tokens
     const float* sinks;        // [heads] or null
-    float* y;                  // [tokens, heads * head_dim]
+    float* y;                  // [tokens, heads * head_dim]; split, merge: or null
     float* partial;            // split only: [tokens, heads, tiles, head_dim]
     float2* partial_softmax;   // split only: [tokens, heads, tiles] of (m, l)
+    u8* codes;                 // split, merge: activation records of y, or null
+    ActivationSums* sums;
+    u32* arrivals;             // split: [tokens, groups of heads] zeros; null where the merge kernel follows
     u32 heads;
     u32 num_kv_heads;
     u32 head_dim;

@@ -103,11 +103,16 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/quantize.cuh", include_str!("../../../cuda/common/quantize.cuh")),
     ("common/single.cuh", include_str!("../../../cuda/common/single.cuh")),
     ("common/activation.cuh", include_str!("../../../cuda/common/activation.cuh")),
+    ("common/rotation.cuh", include_str!("../../../cuda/common/rotation.cuh")),
+    ("common/quantize_warp.cuh", include_str!("../../../cuda/common/quantize_warp.cuh")),
+    ("common/arrival.cuh", include_str!("../../../cuda/common/arrival.cuh")),
+    ("common/top_experts.cuh", include_str!("../../../cuda/common/top_experts.cuh")),
     ("common/tile.cuh", include_str!("../../../cuda/common/tile.cuh")),
     ("common/product.cuh", include_str!("../../../cuda/common/product.cuh")),
     ("common/plain.cuh", include_str!("../../../cuda/common/plain.cuh")),
     ("common/routing.cuh", include_str!("../../../cuda/common/routing.cuh")),
     ("common/attention_tile.cuh", include_str!("../../../cuda/common/attention_tile.cuh")),
+    ("common/attention_join.cuh", include_str!("../../../cuda/common/attention_join.cuh")),
 ];
 
 /// Every unit of every operation.
@@ -135,6 +140,12 @@ mod tests {
             let file = format!("{stem}.cu");
             assert!(units.iter().any(|unit| unit.file == file), "no unit is compiled from {file}");
         }
+    }
+
+    #[test]
+    fn headers_are_named_once() {
+        let names: HashSet<&str> = HEADERS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names.len(), HEADERS.len());
     }
 
     #[test]

@@ -134,6 +134,68 @@ fn moe_linear_shapes_agree_in_every_bit() {
     }
 }
 
+/// The second half of a layer of experts, as the models record it.
+#[test]
+fn expert_layers_agree_in_every_bit() {
+    if !compiler_is_there() {
+        return;
+    }
+    let (cols, wide) = (352, 96);
+    let specs = [
+        WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
+        WeightSpec::vector("norm", 1, cols),
+        WeightSpec::matrix("router", DType::F32, 7, cols),
+        WeightSpec::experts("gate", DType::MXFP4, 7, wide, cols),
+        WeightSpec::experts("up", DType::MXFP4, 7, wide, cols),
+        WeightSpec::experts("down", DType::MXFP4, 7, cols, wide),
+        WeightSpec::vector("gate.bias", 7, wide),
+        WeightSpec::vector("up.bias", 7, wide),
+        WeightSpec::vector("down.bias", 7, cols),
+        WeightSpec::vector("router.bias", 1, 7),
+    ];
+    agree("experts", &specs, &[2, 9, 17, 20, 140], |builder| {
+        let x = builder.embed("x", WeightId(0)).unwrap();
+        let normed = builder.rms_norm("norm", x, WeightId(1), 1e-5).unwrap();
+        let logits = builder.linear("logits", normed, WeightId(2), Some(WeightId(9))).unwrap();
+        let (experts, weights) = builder.router("router", logits, 4).unwrap();
+        let gate = builder.moe_linear("gate", normed, experts, WeightId(3), Some(WeightId(6))).unwrap();
+        let up = builder.moe_linear("up", normed, experts, WeightId(4), Some(WeightId(7))).unwrap();
+        let kind = SwiGluKind::Clamped { alpha: 1.702, limit: 7.0 };
+        let active = builder.swiglu("act", gate, up, kind).unwrap();
+        let down = builder.moe_linear("down", active, experts, WeightId(5), Some(WeightId(8))).unwrap();
+        let change = builder.moe_combine("combine", down, weights).unwrap();
+        builder.add("residual", x, change).unwrap()
+    });
+}
+
+/// The second half of a dense layer, as the models record it.
+#[test]
+fn gated_layers_agree_in_every_bit() {
+    if !compiler_is_there() {
+        return;
+    }
+    for (dtype, down) in [(DType::Q4_K, DType::Q6_K), (DType::Q5_0, DType::Q8_0)] {
+        let cols = 512;
+        let specs = [
+            WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
+            WeightSpec::vector("norm", 1, cols),
+            WeightSpec::matrix("gate", dtype, 768, cols),
+            WeightSpec::matrix("up", dtype, 768, cols),
+            WeightSpec::matrix("down", down, cols, 768),
+            WeightSpec::vector("bias", 1, 768),
+        ];
+        agree(dtype.name(), &specs, &[2, 9, 17, 40], |builder| {
+            let x = builder.embed("x", WeightId(0)).unwrap();
+            let normed = builder.rms_norm("norm", x, WeightId(1), 1e-5).unwrap();
+            let gate = builder.linear("gate", normed, WeightId(2), Some(WeightId(5))).unwrap();
+            let up = builder.linear("up", normed, WeightId(3), None).unwrap();
+            let active = builder.swiglu("act", gate, up, SwiGluKind::Silu).unwrap();
+            let change = builder.linear("down", active, WeightId(4), None).unwrap();
+            builder.add("residual", x, change).unwrap()
+        });
+    }
+}
+
 /// A layer with every neighbour that single steps fuse: norms, several formats on one input, residuals, both kinds of
 /// gated activation, a weighted sum of experts.
 fn record_layer(builder: &mut ProgramBuilder<'_>) -> ValueId {

@@ -19,18 +19,18 @@ pub(super) const SWEEP_COLUMNS: u32 = 64;
 /// Row tiles of one sweep.
 pub(super) const SWEEP_TILES: u32 = 8;
 /// Bytes of codes per 32 activations.
-const CODE_BYTES: usize = 64;
+pub(super) const CODE_BYTES: usize = 64;
 /// Bytes of sums per 32 activations.
-const SUM_BYTES: usize = 16;
+pub(super) const SUM_BYTES: usize = 16;
 /// Blocks one CTA of `linear_quantize` makes.
 const QUANTIZE_BLOCKS: u32 = 32;
 
 /// `struct Activations`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct ActivationArgs {
-    codes: DevicePtr,
-    sums: DevicePtr,
+pub(crate) struct ActivationArgs {
+    pub(crate) codes: DevicePtr,
+    pub(crate) sums: DevicePtr,
 }
 
 /// `struct LinearQuantizeArgs`.
@@ -185,7 +185,8 @@ fn quantized_input(
     quantize(lowering, node, x, (rows, 1), weight.layout.blocks()).map(Some)
 }
 
-/// Emits the launch that turns `x` into codes in scratch; a live row of `rows` is `rows_per` rows of `blocks` blocks.
+/// The activation records of `x`; emits the launch that makes them unless one has. A live row of `rows` is `rows_per`
+/// rows of `blocks` blocks.
 pub(super) fn quantize(
     lowering: &mut Lowering<'_>,
     node: &Node,
@@ -193,13 +194,14 @@ pub(super) fn quantize(
     (rows, rows_per): (RowSet, u32),
     blocks: u32,
 ) -> Result<ActivationArgs, BackendError> {
+    if let Some(made) = lowering.codes(x) {
+        return Ok(made);
+    }
     let most = lowering.max_rows(rows) * rows_per;
     if most == 0 || most > 65_535 {
         return Err(program_error(node, format!("{most} activation rows, the kernel takes 1 to 65535")));
     }
-    let records = most as usize * blocks as usize;
-    let codes = lowering.scratch(records * CODE_BYTES);
-    let sums = lowering.scratch(records * SUM_BYTES);
+    let ActivationArgs { codes, sums } = lowering.make_codes(x);
     let args = LinearQuantizeArgs {
         x: lowering.value(x),
         codes,

@@ -8,12 +8,17 @@
 mod attention;
 mod elementwise;
 mod embed;
+mod fuse_norm;
+mod fuse_position;
+mod fuse_router;
 mod linear;
 mod moe;
 mod norm;
 mod position;
 mod sample;
 mod single;
+
+use std::collections::HashMap;
 
 use worker_orcd_core::arena::{self, ArenaPlan};
 use worker_orcd_core::{
@@ -26,6 +31,8 @@ use crate::kernels::Unit;
 use crate::kv::KvPools;
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{self, WeightLayout};
+pub(crate) use attention::arrivals as attention_arrivals;
+use linear::ActivationArgs;
 
 /// A weight as kernels see it.
 #[derive(Clone, Debug)]
@@ -91,10 +98,13 @@ pub(crate) struct Rule {
 
 /// Fusing rules in order of preference.
 pub(crate) const RULES: &[Rule] = &[
+    fuse_router::NORM_AND_CHOOSE,
     single::GATED,
     single::PRODUCTS,
     single::MOE_GATED,
     single::MOE_COMBINED,
+    fuse_norm::QUANTIZE,
+    fuse_position::ROTATE_AND_STORE,
     linear::SHARE_INPUT,
     linear::ADD_RESIDUAL,
     moe::SHARE_INPUT,
@@ -106,6 +116,9 @@ pub(crate) fn units() -> Vec<Unit> {
         layout::units(),
         embed::units(),
         norm::units(),
+        fuse_norm::units(),
+        fuse_position::units(),
+        fuse_router::units(),
         linear::units(),
         single::units(),
         elementwise::units(),
@@ -164,8 +177,21 @@ pub(crate) struct Lowering<'a> {
     bases: PlanBases,
     arena: ArenaPlan,
     launches: Vec<Launch>,
-    scratch_used: usize,
+    /// First of the nodes being lowered.
+    index: usize,
+    /// Parts of the scratch that are in use.
+    scratch: Vec<ScratchPart>,
     scratch_bytes: usize,
+    /// Activation records made so far and still to be read.
+    codes: HashMap<ValueId, ActivationArgs>,
+}
+
+/// A part of the scratch in use until node `last` has been lowered.
+#[derive(Clone, Copy, Debug)]
+struct ScratchPart {
+    start: usize,
+    end: usize,
+    last: usize,
 }
 
 impl<'a> Lowering<'a> {
@@ -178,14 +204,17 @@ impl<'a> Lowering<'a> {
             bases,
             arena: activation_plan(program),
             launches: vec![],
-            scratch_used: 0,
+            index: 0,
+            scratch: vec![],
             scratch_bytes: 0,
+            codes: HashMap::new(),
         }
     }
 
     /// Lowers the node at `index`, or several when a rule takes them; returns how many.
     fn step(&mut self, index: usize) -> Result<usize, BackendError> {
-        self.scratch_used = 0;
+        self.index = index;
+        self.scratch.retain(|part| part.last >= index);
         for rule in RULES {
             let taken = (rule.apply)(self, index)?;
             if taken > 0 {
@@ -269,6 +298,11 @@ impl<'a> Lowering<'a> {
         }
     }
 
+    /// Address of a `u32` that is zero when a step begins and that every kernel leaves zero.
+    pub(crate) const fn arrivals(&self) -> DevicePtr {
+        self.bases.inputs.offset(3 * size_of::<u32>())
+    }
+
     /// Address of a field of the input buffer.
     ///
     /// # Errors
@@ -322,15 +356,78 @@ impl<'a> Lowering<'a> {
 
     /// Scratch for the launches of this node, 256-byte aligned, contents undefined.
     pub(crate) fn scratch(&mut self, bytes: usize) -> DevicePtr {
-        let offset = self.scratch_used;
-        self.scratch_used = (offset + bytes).next_multiple_of(arena::ALIGNMENT);
-        self.scratch_bytes = self.scratch_bytes.max(self.scratch_used);
-        self.bases.scratch.offset(offset)
+        self.scratch_until(bytes, self.index)
+    }
+
+    /// Scratch whose contents stay until node `last` has been lowered, at the lowest place that is free.
+    fn scratch_until(&mut self, bytes: usize, last: usize) -> DevicePtr {
+        let bytes = bytes.next_multiple_of(arena::ALIGNMENT);
+        self.scratch.sort_unstable_by_key(|part| part.start);
+        let mut start = 0;
+        for part in &self.scratch {
+            if start + bytes <= part.start {
+                break;
+            }
+            start = start.max(part.end);
+        }
+        let end = start + bytes;
+        self.scratch.push(ScratchPart { start, end, last });
+        self.scratch_bytes = self.scratch_bytes.max(end);
+        self.bases.scratch.offset(start)
+    }
+
+    /// Activation records of `x`, if some launch has made them.
+    pub(crate) fn codes(&self, x: ValueId) -> Option<ActivationArgs> {
+        self.codes.get(&x).copied()
+    }
+
+    /// Room for the activation records of `x`, kept until its last reader. Whoever asks must emit the launch that fills
+    /// it.
+    pub(crate) fn make_codes(&mut self, x: ValueId) -> ActivationArgs {
+        let readers = self.program.nodes().iter().rposition(|node| node.op.reads().contains(&x));
+        let last = readers.unwrap_or(self.index);
+        let records = self.max_rows(self.rows(x)) as usize * self.width(x).div_ceil(32) as usize;
+        let codes = self.scratch_until(records * linear::CODE_BYTES, last);
+        let sums = self.scratch_until(records * linear::SUM_BYTES, last);
+        let activations = ActivationArgs { codes, sums };
+        self.codes.insert(x, activations);
+        activations
+    }
+
+    /// Who reads `x` in which form.
+    pub(crate) fn readers(&self, x: ValueId) -> Readers {
+        self.readers_but(x, usize::MAX)
+    }
+
+    /// Who reads `x` in which form, leaving out node `index`.
+    pub(crate) fn readers_but(&self, x: ValueId, index: usize) -> Readers {
+        let mut readers = Readers { codes: false, floats: self.program.outputs().contains(&x) };
+        let others = self.program.nodes().iter().enumerate().filter(|(other, _)| *other != index);
+        for (_, node) in others.filter(|(_, node)| node.op.reads().contains(&x)) {
+            let weight = match node.op {
+                Op::Linear { weight, .. } | Op::MoeLinear { weight, .. } => {
+                    self.target.weights.get(weight.0 as usize)
+                }
+                _ => None,
+            };
+            match weight {
+                Some(weight) if single::reads_floats(self, x, weight) => readers.floats = true,
+                Some(weight) if !layout::is_plain(weight.spec.dtype) => readers.codes = true,
+                _ => readers.floats = true,
+            }
+        }
+        readers
     }
 
     /// Appends a launch.
     pub(crate) fn launch(&mut self, launch: Launch) {
         self.launches.push(launch);
+    }
+
+    /// Whether `value` is still needed when node `index` and those after it run, so that nothing before takes its place.
+    pub(crate) fn is_read_from(&self, value: ValueId, index: usize) -> bool {
+        let later = self.program.nodes().get(index..).unwrap_or_default();
+        self.program.outputs().contains(&value) || later.iter().any(|node| node.op.reads().contains(&value))
     }
 
     /// Whether nothing but the next reader sees `value`: it is no declared output and is read once. A rule may then
@@ -340,6 +437,15 @@ impl<'a> Lowering<'a> {
             self.program.nodes().iter().flat_map(|node| node.op.reads()).filter(|read| *read == value);
         readers.count() == 1 && !self.program.outputs().contains(&value)
     }
+}
+
+/// The forms in which a value is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Readers {
+    /// As activation records, by products with quantised weights.
+    pub(crate) codes: bool,
+    /// As floats, by everything else and as an output.
+    pub(crate) floats: bool,
 }
 
 /// One layer's pools, as kernels need them.

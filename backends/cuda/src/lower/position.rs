@@ -11,34 +11,41 @@ use crate::launch::{DevicePtr, Launch};
 /// Threads per CTA.
 const THREADS: u32 = 256;
 
+/// `struct Rotation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct RotationArgs {
+    table: DevicePtr,
+    head_dim: u32,
+    rotated: u32,
+    table_rows: u32,
+    interleaved: u32,
+}
+
 /// `struct RopeArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 struct RopeArgs {
     x: DevicePtr,
-    table: DevicePtr,
     y: DevicePtr,
     positions: DevicePtr,
     rows: DevicePtr,
+    rotation: RotationArgs,
     width: u32,
-    head_dim: u32,
-    rotated: u32,
-    table_rows: u32,
-    interleaved: u32,
     reserved: u32,
 }
 
 /// `struct KvWriteArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-struct KvWriteArgs {
-    k: DevicePtr,
+pub(super) struct KvWriteArgs {
+    pub(super) k: DevicePtr,
     v: DevicePtr,
     keys: DevicePtr,
     values: DevicePtr,
     slots: DevicePtr,
     rows: DevicePtr,
-    width: u32,
+    pub(super) width: u32,
     num_slots: u32,
 }
 
@@ -70,27 +77,37 @@ pub(super) fn units() -> Vec<Unit> {
 }
 
 fn rope(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), BackendError> {
-    let Op::Rope { x, table, head_dim, style, .. } = node.op else {
+    let Op::Rope { x, .. } = node.op else {
         return Err(program_error(node, "is no rotation".to_owned()));
     };
     let y = output(node)?;
-    let spec = &lowering.weight(node, table)?.spec;
     let args = RopeArgs {
         x: lowering.value(x),
-        table: lowering.vector(node, Some(table))?,
         y: lowering.value(y),
         positions: lowering.input(node, Field::Positions)?,
         rows: lowering.row_count(RowSet::Tokens),
+        rotation: rotation(lowering, node)?,
         width: lowering.width(y),
-        head_dim: head_dim as u32,
-        rotated: spec.cols as u32,
-        table_rows: spec.rows as u32,
-        interleaved: u32::from(style == RopeStyle::Interleaved),
         reserved: 0,
     };
     let grid = [args.width.div_ceil(THREADS), lowering.grid_rows(node, RowSet::Tokens)?, 1];
     lowering.launch(Launch::grid(&node.label, "rope_f32", grid, [THREADS, 1, 1], 0, &args));
     Ok(())
+}
+
+/// How a rotating node rotates.
+pub(super) fn rotation(lowering: &Lowering<'_>, node: &Node) -> Result<RotationArgs, BackendError> {
+    let Op::Rope { table, head_dim, style, .. } = node.op else {
+        return Err(program_error(node, "is no rotation".to_owned()));
+    };
+    let spec = &lowering.weight(node, table)?.spec;
+    Ok(RotationArgs {
+        table: lowering.vector(node, Some(table))?,
+        head_dim: head_dim as u32,
+        rotated: spec.cols as u32,
+        table_rows: spec.rows as u32,
+        interleaved: u32::from(style == RopeStyle::Interleaved),
+    })
 }
 
 fn kv_write(
@@ -99,12 +116,25 @@ fn kv_write(
     (k, v): (ValueId, ValueId),
     layer: KvLayer,
 ) -> Result<(), BackendError> {
+    let args = kv_write_args(lowering, node, (k, v), layer)?;
+    let grid = [args.width.div_ceil(THREADS), lowering.grid_rows(node, RowSet::Tokens)?, 1];
+    lowering.launch(Launch::grid(&node.label, "kv_write_f32_f16", grid, [THREADS, 1, 1], 0, &args));
+    Ok(())
+}
+
+/// What `kv_write` needs to know.
+pub(super) fn kv_write_args(
+    lowering: &Lowering<'_>,
+    node: &Node,
+    (k, v): (ValueId, ValueId),
+    layer: KvLayer,
+) -> Result<KvWriteArgs, BackendError> {
     let pools = lowering.kv_layer(node, layer)?;
     let width = lowering.width(k);
     if width != pools.num_kv_heads * pools.head_dim {
         return Err(program_error(node, format!("keys are {width} wide, the cache holds {pools:?}")));
     }
-    let args = KvWriteArgs {
+    Ok(KvWriteArgs {
         k: lowering.value(k),
         v: lowering.value(v),
         keys: pools.keys,
@@ -113,8 +143,5 @@ fn kv_write(
         rows: lowering.row_count(RowSet::Tokens),
         width,
         num_slots: pools.num_blocks * pools.block_size,
-    };
-    let grid = [width.div_ceil(THREADS), lowering.grid_rows(node, RowSet::Tokens)?, 1];
-    lowering.launch(Launch::grid(&node.label, "kv_write_f32_f16", grid, [THREADS, 1, 1], 0, &args));
-    Ok(())
+    })
 }

@@ -152,6 +152,12 @@ fn is_single(lowering: &Lowering<'_>, rows: RowSet) -> bool {
     lowering.program().shape().tokens == 1 && lowering.max_rows(rows) == 1
 }
 
+/// Whether a product of `x` with `weight` reads floats here, while elsewhere it reads activation records.
+pub(super) fn reads_floats(lowering: &Lowering<'_>, x: ValueId, weight: &DeviceWeight) -> bool {
+    let rows = (lowering.width(x) as usize / weight.spec.cols.max(1)) as u32;
+    is_single(lowering, lowering.rows(x)) && takes(lowering, weight, rows)
+}
+
 /// Whether a weight is quantised and `rows` rows of its activations fit shared memory.
 fn takes(lowering: &Lowering<'_>, weight: &DeviceWeight, rows: u32) -> bool {
     let limit = MAX_SHARED_BYTES.min(lowering.traits().max_shared_bytes);

@@ -118,3 +118,77 @@ fn rules_have_names_of_their_own() {
     let names: std::collections::HashSet<&str> = RULES.iter().map(|rule| rule.name).collect();
     assert_eq!(names.len(), RULES.len());
 }
+
+/// How often each kernel is launched by the first step of the case whose name starts so.
+fn kernel_counts(prefix: &str) -> HashMap<String, usize> {
+    let case = cases().unwrap().into_iter().find(|case| case.name.starts_with(prefix)).unwrap();
+    let mut counts = HashMap::new();
+    for launch in &lowered(&case, DEVICES[2])[0].launches {
+        *counts.entry(launch.kernel.to_string()).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn norms_write_the_records_their_products_read_unless_tapped_values_are_floats_too() {
+    // Two layers with two norms each, and the last.
+    for prefix in ["block(Llama,Q4_K)", "block(Experts,MXFP4)"] {
+        let counts = kernel_counts(prefix);
+        assert_eq!(counts.get("rms_norm_quantize_f32"), Some(&5), "{prefix}: {counts:?}");
+        assert_eq!(counts.get("rms_norm_f32"), None, "{prefix}: {counts:?}");
+    }
+    assert_eq!(kernel_counts("block(Gpt2,F16)").get("rms_norm_quantize_f32"), None);
+}
+
+#[test]
+fn rotations_and_the_cache_write_are_one_launch_unless_tapped() {
+    for prefix in ["block(Llama,Q4_K)", "block(Experts,MXFP4)"] {
+        let counts = kernel_counts(prefix);
+        assert_eq!(counts.get("rope_kv_write_f32_f16"), Some(&2), "{prefix}: {counts:?}");
+        assert_eq!(counts.get("rope_f32").or(counts.get("kv_write_f32_f16")), None, "{prefix}: {counts:?}");
+    }
+    let counts = kernel_counts("block(Llama,Q4_K,tapped)");
+    assert_eq!((counts.get("rope_f32"), counts.get("kv_write_f32_f16")), (Some(&4), Some(&2)));
+}
+
+#[test]
+fn a_split_attention_writes_the_records_its_product_reads() {
+    for prefix in ["block(Llama,Q4_K)", "block(Experts,MXFP4)"] {
+        let case = cases().unwrap().into_iter().find(|case| case.name.starts_with(prefix)).unwrap();
+        let lowered = &lowered(&case, DEVICES[2])[0];
+        for label in ["layers.0.attn.o+layers.0.attn.add", "layers.1.attn.o+layers.1.attn.add"] {
+            let own = lowered.launches.iter().filter(|launch| launch.label == label).count();
+            assert_eq!(own, 1, "{prefix}: {label} quantises its input");
+        }
+    }
+}
+
+#[test]
+fn a_router_its_product_and_its_norm_are_one_launch_for_few_tokens() {
+    let case =
+        cases().unwrap().into_iter().find(|case| case.name.starts_with("block(Experts,MXFP4)")).unwrap();
+    let mut few = 0;
+    for (step, lowered) in case.steps.iter().zip(lowered(&case, DEVICES[2])) {
+        let expected = if step.program.shape().tokens <= 16 { 2 } else { 0 };
+        let fused = lowered.launches.iter().filter(|launch| launch.kernel == "router_norm_f32").count();
+        assert_eq!(fused, expected, "{:?}", step.program.shape());
+        few += expected;
+    }
+    assert!(few > 0, "no step of the case has few tokens");
+}
+
+#[test]
+fn a_split_attention_of_few_heads_joins_its_tiles_itself() {
+    for prefix in ["block(Llama,Q4_K)", "block(Experts,MXFP4,tapped)", "block(Gpt2,F16)"] {
+        assert_eq!(kernel_counts(prefix).get("attention_merge_f32"), None, "{prefix}");
+    }
+    let wide = cases().unwrap().into_iter().filter(|case| case.name.starts_with("attention("));
+    for case in wide {
+        for (step, lowered) in case.steps.iter().zip(lowered(&case, DEVICES[2])) {
+            let counters = attention_arrivals(&step.program);
+            for launch in lowered.launches.iter().filter(|launch| launch.kernel.contains("attention_split")) {
+                assert!((launch.grid[0] * launch.grid[1]) as usize <= counters, "{}", case.name);
+            }
+        }
+    }
+}

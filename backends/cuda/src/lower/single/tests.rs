@@ -68,7 +68,8 @@ fn norms_products_and_residuals_fuse_by_format() {
 #[test]
 fn batches_and_taps_keep_their_nodes_apart() {
     let batch = kernels(&record(2, attention_like));
-    assert!(batch.contains(&"rms_norm_f32".to_owned()) && !batch.iter().any(|name| name.contains("single")));
+    let norms = batch.iter().filter(|name| name.starts_with("rms_norm")).count();
+    assert!(norms == 1 && !batch.iter().any(|name| name.contains("single")), "{batch:?}");
     let tapped = kernels(&record(1, attention_like).tapped());
     assert_eq!(tapped.iter().filter(|name| *name == "add_f32").count(), 3, "{tapped:?}");
 }
@@ -88,14 +89,8 @@ fn experts_fuse_with_their_activation_and_their_sum() {
         let x = builder.add("residual", x, sum).unwrap();
         builder.output(x);
     };
-    let expected = [
-        "embed_f32",
-        "rms_norm_f32",
-        "linear_plain1_f32_f32",
-        "router_f32",
-        "moe_linear_gated_f32_mxfp4",
-        "moe_linear_combined_f32_mxfp4",
-    ];
+    let expected =
+        ["embed_f32", "router_norm_f32", "moe_linear_gated_f32_mxfp4", "moe_linear_combined_f32_mxfp4"];
     assert_eq!(kernels(&record(1, build)), expected);
 }
 
