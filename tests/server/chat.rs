@@ -352,7 +352,7 @@ fn json_is_promised_and_kept() {
     let shown = harmony.state.model().unwrap().tokenizer.decode(&prompt);
     assert!(shown.contains("\"legs\"") && shown.ends_with("final"), "{shown}");
     let body = json!({ "messages": user("x"), "response_format": { "type": "json_object" }, "seed": 5, "stream": true,
-        "max_tokens": 4000 });
+        "max_tokens": 2000 });
     let (content, _, _, reason) = gathered(&chat(&template, &body).chunks());
     assert_eq!(reason, "stop", "{content}");
     assert!(serde_json::from_str::<Value>(&content).unwrap().is_object(), "{content}");
