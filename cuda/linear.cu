@@ -29,20 +29,21 @@ __device__ __forceinline__ void store_output(const LinearArgs& args, u32 output,
 template <int NT>
 __device__ __forceinline__ void linear_split(const LinearArgs& args) {
     __shared__ SplitShared<NT> shared;
+    Window<WEIGHT_FORMAT> window;
+    open_slice(window, args.weight, blockIdx.x);
     wait_for_previous_kernel();
     allow_next_kernel();
     const u32 columns = *args.columns;
     const u32 first = blockIdx.y * 8 * NT;
     if (first >= columns) return;
     split_product<WEIGHT_FORMAT, NT>(
-        args.weight, blockIdx.x, args.x, columns - first, shared,
-        [&](u32 column) { return first + column < columns ? first + column : NO_ROW; },
+        window, args.weight, blockIdx.x, args.x, columns - first, shared, [&](u32 column) { return first + column; },
         [&](u32 row, u32 column, float sum) {
             store_output(args, blockIdx.x * 32 + row, first + column, columns, sum);
         });
 }
 
-KERNEL(LINEAR_SPLIT_8, LinearArgs, PRODUCT_THREADS) { linear_split<1>(args); }
+KERNEL(LINEAR_SPLIT_8, LinearArgs, PRODUCT_THREADS, 2) { linear_split<1>(args); }
 KERNEL(LINEAR_SPLIT_16, LinearArgs, PRODUCT_THREADS) { linear_split<2>(args); }
 KERNEL(LINEAR_SPLIT_32, LinearArgs, PRODUCT_THREADS) { linear_split<4>(args); }
 

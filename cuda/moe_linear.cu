@@ -26,7 +26,7 @@ __device__ __forceinline__ void store_output(const MoeLinearArgs& args, u32 expe
     args.y[(u64)pair * args.outputs + output] = sum;
 }
 
-KERNEL(MOE_LINEAR_PAIR, MoeLinearArgs, PRODUCT_THREADS) {
+KERNEL(MOE_LINEAR_PAIR, MoeLinearArgs, PRODUCT_THREADS, 2) {
     __shared__ SplitShared<1> shared;
     wait_for_previous_kernel();
     allow_next_kernel();
@@ -34,9 +34,11 @@ KERNEL(MOE_LINEAR_PAIR, MoeLinearArgs, PRODUCT_THREADS) {
     if (pair >= *args.routing.tokens * args.routing.top_k) return;
     const u32 expert = args.routing.experts[pair];
     if (expert >= args.routing.expert_count) return;
+    const u64 row_tile = (u64)expert * args.weight.row_tiles + blockIdx.x;
+    Window<WEIGHT_FORMAT> window;
+    open_slice(window, args.weight, row_tile);
     split_product<WEIGHT_FORMAT, 1>(
-        args.weight, (u64)expert * args.weight.row_tiles + blockIdx.x, args.x, 1, shared,
-        [&](u32 column) { return column == 0 ? activation_row(args.routing, pair) : NO_ROW; },
+        window, args.weight, row_tile, args.x, 1, shared, [&](u32) { return activation_row(args.routing, pair); },
         [&](u32 row, u32 column, float sum) {
             store_output(args, expert, blockIdx.x * 32 + row, column == 0 ? pair : NO_ROW, sum);
         });
@@ -50,19 +52,22 @@ __device__ __forceinline__ void moe_split(const MoeLinearArgs& args) {
     allow_next_kernel();
     const u32 expert = blockIdx.y;
     scan_pairs(args.routing, expert, found);
+    const u64 row_tile = (u64)expert * args.weight.row_tiles + blockIdx.x;
     for (u32 first = 0; first < found.count; first += 8 * NT) {
         const u32 columns = found.count - first;
-        const auto pair_of = [&](u32 column) { return column < columns ? found.pairs[first + column] : NO_ROW; };
+        Window<WEIGHT_FORMAT> window;
+        open_slice(window, args.weight, row_tile);
         split_product<WEIGHT_FORMAT, NT>(
-            args.weight, (u64)expert * args.weight.row_tiles + blockIdx.x, args.x, columns, shared,
-            [&](u32 column) { return column < columns ? activation_row(args.routing, pair_of(column)) : NO_ROW; },
+            window, args.weight, row_tile, args.x, columns, shared,
+            [&](u32 column) { return activation_row(args.routing, found.pairs[first + column]); },
             [&](u32 row, u32 column, float sum) {
-                store_output(args, expert, blockIdx.x * 32 + row, pair_of(column), sum);
+                const u32 pair = column < columns ? found.pairs[first + column] : NO_ROW;
+                store_output(args, expert, blockIdx.x * 32 + row, pair, sum);
             });
     }
 }
 
-KERNEL(MOE_LINEAR_SPLIT_8, MoeLinearArgs, PRODUCT_THREADS) { moe_split<1>(args); }
+KERNEL(MOE_LINEAR_SPLIT_8, MoeLinearArgs, PRODUCT_THREADS, 2) { moe_split<1>(args); }
 KERNEL(MOE_LINEAR_SPLIT_16, MoeLinearArgs, PRODUCT_THREADS) { moe_split<2>(args); }
 
 KERNEL(MOE_LINEAR_SWEEP, MoeLinearArgs, PRODUCT_THREADS) {

@@ -3,7 +3,7 @@
 // x, y: [rows, width] f32, weight: [width] f32. Grid: (most rows); 256 threads per row.
 // The order of the sum is fixed by the width: thread t adds elements t, t + 256, ...; then a butterfly over each warp,
 // then the warps in order. Moves 12 bytes per element (the second read of x hits L2); bound by latency.
-#include "common/reduce.cuh"
+#include "common/norm.cuh"
 
 struct RmsNormArgs {
     const float* x;
@@ -21,9 +21,6 @@ KERNEL(rms_norm_f32, RmsNormArgs, 256) {
     if (row >= *args.rows) return;
     const float* x = args.x + (u64)row * args.width;
     float* y = args.y + (u64)row * args.width;
-    float sum = 0.0f;
-    for (u32 i = threadIdx.x; i < args.width; i += 256) sum = fmaf(x[i], x[i], sum);
-    const float mean = cta_sum<256>(sum, partials) / (float)args.width;
-    const float scale = 1.0f / sqrtf(mean + args.eps);
+    const float scale = rms_scale(x, args.width, args.eps, partials);
     for (u32 i = threadIdx.x; i < args.width; i += 256) y[i] = x[i] * scale * args.weight[i];
 }

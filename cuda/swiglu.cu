@@ -4,8 +4,8 @@
 //   kind 1 (clamped): g = min(gate, limit), u = clamp(up, -limit, limit), y = (u + 1) * g * sigmoid(alpha * g)
 //
 // a = gate, b = up, y: [rows, width] f32. Grid: (ceil(width / 256), most rows); one thread per element.
-// Moves 12 bytes per element; bound by memory. A NaN passes through the clamps, so that it is seen.
-#include "common/types.cuh"
+// Moves 12 bytes per element; bound by memory.
+#include "common/gated.cuh"
 
 struct ElementwiseArgs {
     const float* a;
@@ -18,21 +18,11 @@ struct ElementwiseArgs {
     float limit;
 };
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-
 KERNEL(swiglu_f32, ElementwiseArgs, 256) {
     wait_for_previous_kernel();
     const u32 column = blockIdx.x * blockDim.x + threadIdx.x;
     const u32 row = blockIdx.y;
     if (row >= *args.rows || column >= args.width) return;
     const u64 at = (u64)row * args.width + column;
-    float gate = args.a[at];
-    float up = args.b[at];
-    if (args.kind == 0) {
-        args.y[at] = gate * sigmoid(gate) * up;
-        return;
-    }
-    gate = gate > args.limit ? args.limit : gate;
-    up = up > args.limit ? args.limit : (up < -args.limit ? -args.limit : up);
-    args.y[at] = (up + 1.0f) * gate * sigmoid(args.alpha * gate);
+    args.y[at] = gated(args.kind, args.alpha, args.limit, args.a[at], args.b[at]);
 }

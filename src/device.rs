@@ -57,6 +57,17 @@ pub fn best() -> BackendChoice {
     devices.first().map_or(BackendChoice::Reference, |device| device.backend)
 }
 
+/// What `kernels` did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelReport {
+    /// Units compiled now.
+    pub compiled: usize,
+    /// Units found in the cache.
+    pub cached: usize,
+    /// Where they are kept.
+    pub folder: Option<std::path::PathBuf>,
+}
+
 #[allow(dead_code, reason = "which backends are in the build decides whether it is used")]
 fn not_built(backend: &'static str) -> BackendError {
     BackendError::Unavailable {
@@ -84,6 +95,24 @@ cfg_if! {
             }
         }
 
+        /// Compiles every CUDA kernel for some architectures, all checked ones when none is named.
+        ///
+        /// # Errors
+        /// No compiler, an unknown architecture, or a kernel that does not compile.
+        pub fn build_kernels(names: &[String]) -> Result<KernelReport, BackendError> {
+            use worker_orcd_cuda::{Arch, NvrtcError, build};
+            let unavailable = |reason: String| BackendError::Unavailable { backend: "cuda", reason };
+            let arch = |name: &String| {
+                Arch::parse(name).ok_or_else(|| unavailable(format!("architecture {name:?} is not known")))
+            };
+            let mut arches = names.iter().map(arch).collect::<Result<Vec<_>, _>>()?;
+            if arches.is_empty() {
+                arches.extend(Arch::CHECKED);
+            }
+            let report = build(&arches).map_err(|error: NvrtcError| unavailable(error.to_string()))?;
+            Ok(KernelReport { compiled: report.compiled, cached: report.cached, folder: report.folder })
+        }
+
         fn enumerate_cuda() -> Result<Vec<DeviceSummary>, BackendError> {
             let summaries = worker_orcd_cuda::enumerate()?;
             Ok(summaries.into_iter().map(|device| DeviceSummary {
@@ -101,6 +130,14 @@ cfg_if! {
                          or --backend reference"
                     .into(),
             })
+        }
+
+        /// Compiles every CUDA kernel for some architectures, all checked ones when none is named.
+        ///
+        /// # Errors
+        /// Always: this build has no CUDA backend.
+        pub fn build_kernels(_: &[String]) -> Result<KernelReport, BackendError> {
+            Err(not_built("cuda"))
         }
 
         fn enumerate_cuda() -> Result<Vec<DeviceSummary>, BackendError> {

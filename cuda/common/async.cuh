@@ -13,10 +13,14 @@ struct alignas(8) Words2 {
 };
 
 #ifndef HOST_EMULATION
-// Weights are read once per step: they should not push activations out of L1.
+// The CTA's dynamic shared memory.
+#define DYNAMIC_SHARED(T, name) extern __shared__ T name[]
+
+// Weights are read once per step: they should not push activations out of L1. Volatile, so that loads stay where the
+// kernel issues them: ahead of use, many in flight.
 __device__ __forceinline__ Words4 load_stream(const Words4* address) {
     Words4 v;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
         : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
         : "l"(address));
     return v;
@@ -24,13 +28,19 @@ __device__ __forceinline__ Words4 load_stream(const Words4* address) {
 
 __device__ __forceinline__ Words2 load_stream(const Words2* address) {
     Words2 v;
-    asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
     return v;
 }
 
 __device__ __forceinline__ u32 load_stream(const u32* address) {
     u32 v;
-    asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(address));
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(address));
+    return v;
+}
+
+__device__ __forceinline__ u16 load_stream(const u16* address) {
+    u16 v;
+    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(address));
     return v;
 }
 

@@ -105,7 +105,7 @@ __device__ __forceinline__ float join_output(float row, float tile, const JoinFa
 __device__ __forceinline__ float finish(RowSoftmax& row, const float* sink) {
     float factor = 1.0f;
     if (sink) {
-        const float logit = *sink * LOG2_E;
+        const float logit = __fmul_rn(*sink, LOG2_E);
         const RowSoftmax tile = {ceilf(logit) - PROBABILITY_BITS, exp2_approx(logit - (ceilf(logit) - PROBABILITY_BITS))};
         factor = join(row, tile).old;
     }

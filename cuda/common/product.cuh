@@ -12,54 +12,19 @@
 #define PRODUCT_THREADS 256
 #define SWEEP_COLUMNS 64
 
+#define NO_ROW 0xffffffffu
+
 // Activations of a launch: `codes` rows of blocks x 64 bytes, `sums` rows of blocks records.
 struct Activations {
     const u8* codes;
     const ActivationSums* sums;
 };
 
-// Column functor over global memory: each lane knows the activation rows of its columns, or NO_ROW.
-#define NO_ROW 0xffffffffu
-
+// Activation rows of a lane's columns. Columns that hold nothing read some row that exists: what they yield is dropped.
 template <int NT>
 struct ColumnRows {
-    u32 own[NT];       // row of column 8n + g
-    u32 sums[NT][2];   // rows of columns 8n + 2t, 8n + 2t + 1
-};
-
-template <int NT>
-struct GlobalColumns {
-    const Activations& x;
-    const ColumnRows<NT>& rows;
-    u32 blocks;
-    u32 block;
-    u32 t;
-    int groups;
-
-    __device__ __forceinline__ void operator()(int n, ActivationCodes& codes, ActivationSums& left,
-                                               ActivationSums& right) const {
-        codes = {0, 0, 0, 0};
-        left = {0.0f, 0.0f, 0.0f, 0};
-        right = {0.0f, 0.0f, 0.0f, 0};
-        if (rows.own[n] != NO_ROW) {
-            codes = *((const ActivationCodes*)(x.codes + ((u64)rows.own[n] * blocks + block) * ACTIVATION_CODE_BYTES) + t);
-        }
-        if (rows.sums[n][0] != NO_ROW) left = x.sums[(u64)rows.sums[n][0] * blocks + block];
-        if (rows.sums[n][1] != NO_ROW) right = x.sums[(u64)rows.sums[n][1] * blocks + block];
-    }
-};
-
-template <int NT>
-struct GlobalActivations {
-    const Activations& x;
-    const ColumnRows<NT>& rows;
-    u32 blocks;
-    u32 t;
-    int groups;
-
-    __device__ __forceinline__ GlobalColumns<NT> operator()(u32 block) const {
-        return {x, rows, blocks, block, t, groups};
-    }
+    const ActivationCodes* codes[NT];    // of column 8n + g, this lane's part
+    const ActivationSums* sums[NT][2];   // of columns 8n + 2t, 8n + 2t + 1
 };
 
 // Padded so that the eight rows and four column pairs of a store fall into different banks.
@@ -71,27 +36,43 @@ struct SplitShared {
     float partial[SLICES][8 * NT][PARTIAL_STRIDE];
 };
 
-// The split shape. `columns` of its columns are live; `row_of(column)`: activation row of a column or NO_ROW.
-// `store(row in tile, column, sum)`. All threads of the CTA must call it; it ends with a barrier.
+// The split shape. `columns` of its columns are live; `row_of(column)`: activation row of a live column.
+// The window is open on this tile (`open_slice`). `store(row in tile, column, sum)`. All threads of the CTA must call it;
+// it ends with a barrier.
 template <int FORMAT, int NT, class RowOf, class Store>
-__device__ __forceinline__ void split_product(const Weight& weight, u64 row_tile, const Activations& x,
-                                              u32 columns, SplitShared<NT>& shared, const RowOf& row_of, const Store& store) {
+__device__ __forceinline__ void split_product(Window<FORMAT>& window, const Weight& weight, u64 row_tile,
+                                              const Activations& x, u32 columns, SplitShared<NT>& shared,
+                                              const RowOf& row_of, const Store& store) {
     const u32 lane = threadIdx.x % 32;
     const u32 slice = threadIdx.x / 32;
     const u32 g = lane / 4;
     const u32 t = lane % 4;
+    const u32 units = weight.blocks / Codec<FORMAT>::BLOCKS;
+    const u32 begin = slice_begin(slice, units);
+    const u32 count = (slice_begin(slice + 1, units) - begin) * Codec<FORMAT>::BLOCKS;
+    const u32 first_block = begin * Codec<FORMAT>::BLOCKS;
     ColumnRows<NT> rows;
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
-        rows.own[n] = row_of(8 * n + g);
-        rows.sums[n][0] = row_of(8 * n + 2 * t);
-        rows.sums[n][1] = row_of(8 * n + 2 * t + 1);
+        const auto row = [&](u32 column) { return (u64)row_of(column < columns ? column : 0) * weight.blocks + first_block; };
+        rows.codes[n] = (const ActivationCodes*)(x.codes + row(8 * n + g) * ACTIVATION_CODE_BYTES) + t;
+        rows.sums[n][0] = x.sums + row(8 * n + 2 * t);
+        rows.sums[n][1] = x.sums + row(8 * n + 2 * t + 1);
     }
     Accumulators<NT> acc;
     acc.clear();
-    const u32 units = weight.blocks / Codec<FORMAT>::BLOCKS;
-    const GlobalActivations<NT> at = {x, rows, weight.blocks, t, (int)((columns + 7) / 8)};
-    add_units<FORMAT, NT>(weight, row_tile, slice_begin(slice, units), slice_begin(slice + 1, units), lane, at, acc);
+    LanePlanes<FORMAT> at(weight, row_tile, begin, lane);
+    add_slice<FORMAT, NT>(
+        window, at, [&] { return at; }, false, count,
+        [&](u32 block, BlockColumns<NT>& out) {
+#pragma unroll
+            for (int n = 0; n < NT; ++n) {
+                out.codes[n] = rows.codes[n][4 * block];
+                out.sums[n][0] = rows.sums[n][0][block];
+                out.sums[n][1] = rows.sums[n][1][block];
+            }
+        },
+        (int)((columns + 7) / 8), acc);
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
@@ -112,6 +93,16 @@ __device__ __forceinline__ void split_product(const Weight& weight, u64 row_tile
     __syncthreads();
 }
 
+// Opens a window on this warp's slice of a row tile, so that its weights are on their way.
+template <int FORMAT>
+__device__ __forceinline__ void open_slice(Window<FORMAT>& window, const Weight& weight, u64 row_tile) {
+    const u32 slice = threadIdx.x / 32 % SLICES;
+    const u32 units = weight.blocks / Codec<FORMAT>::BLOCKS;
+    const u32 begin = slice_begin(slice, units);
+    const LanePlanes<FORMAT> at(weight, row_tile, begin, threadIdx.x % 32);
+    window.open(at, (slice_begin(slice + 1, units) - begin) * Codec<FORMAT>::BLOCKS);
+}
+
 // Blocks copied per stage of the sweep, and stages in flight.
 #define SWEEP_BLOCKS 2
 #define SWEEP_STAGES 3
@@ -124,22 +115,6 @@ struct SweepStage {
 struct SweepShared {
     SweepStage stages[SWEEP_STAGES];
     u32 rows[SWEEP_COLUMNS];  // activation row of each column, or NO_ROW
-};
-
-// Column functor over a stage.
-struct StagedColumns {
-    const SweepStage& stage;
-    u32 block;
-    u32 g;
-    u32 t;
-    int groups;
-
-    __device__ __forceinline__ void operator()(int n, ActivationCodes& codes, ActivationSums& left,
-                                               ActivationSums& right) const {
-        codes = stage.codes[block][8 * n + g][t];
-        left = stage.sums[block][8 * n + 2 * t];
-        right = stage.sums[block][8 * n + 2 * t + 1];
-    }
 };
 
 // Copies one stage: SWEEP_BLOCKS blocks from `first` on.
@@ -173,13 +148,13 @@ __device__ __forceinline__ void sweep_product(const Weight& weight, u64 row_tile
     const u32 t = lane % 4;
     const u32 blocks = weight.blocks;
     const u32 units = blocks / C::BLOCKS;
-    const u64 first_tile = row_tile * blocks;
+    const LanePlanes<FORMAT> at(weight, row_tile, 0, lane);
     Accumulators<NT> acc, total;
     acc.clear();
     total.clear();
     u32 slice = 0;
     u32 slice_end = slice_begin(1, units);
-    UnitScales<FORMAT> scales;
+    const int groups = (int)((live + 7) / 8);
     const auto end_slices = [&](u32 unit) {
         // Empty slices add zero, as in the split shape.
         while (slice < SLICES && unit == slice_end) {
@@ -194,6 +169,18 @@ __device__ __forceinline__ void sweep_product(const Weight& weight, u64 row_tile
             slice_end = slice_begin(slice + 1, units);
         }
     };
+    // This stage's and the next one's weights, in registers.
+    TileCodes raw[SWEEP_BLOCKS];
+    ScaleRecord records[C::SUPER ? 1 : SWEEP_BLOCKS];
+    UnitScales unit;
+    if (has_tile) {
+#pragma unroll
+        for (u32 b = 0; b < SWEEP_BLOCKS; ++b) {
+            if (b >= blocks) break;
+            raw[b] = load_codes<FORMAT>(at, b);
+            if (!C::SUPER || b == 0) records[C::SUPER ? 0 : b] = load_record<FORMAT>(at, b);
+        }
+    }
     end_slices(0);
     for (u32 stage = 0; stage + 1 < SWEEP_STAGES; ++stage) copy_stage(x, shared, stage * SWEEP_BLOCKS, blocks);
 #pragma unroll 1
@@ -207,10 +194,26 @@ __device__ __forceinline__ void sweep_product(const Weight& weight, u64 row_tile
         for (u32 b = 0; b < SWEEP_BLOCKS; ++b) {
             const u32 block = first + b;
             if (block >= blocks) break;
-            const TileCodes raw = load_codes<FORMAT>(weight, first_tile + block, lane);
-            if (block % C::BLOCKS == 0) scales = load_scales<FORMAT>(weight, first_tile / C::BLOCKS + block / C::BLOCKS, g);
-            const StagedColumns columns = {stage, b, g, t, (int)((live + 7) / 8)};
-            add_tile<FORMAT, NT>(raw, scales, block % C::BLOCKS, columns, acc);
+            if (!C::SUPER || block % 8 == 0) unit = unpack<FORMAT>(records[C::SUPER ? 0 : b]);
+            const BlockScales<FORMAT> scales = block_scales<FORMAT>(unit, block % C::BLOCKS);
+            u32 upper[4], lower[4];
+            fragments<FORMAT, 0>(raw[b], upper);
+            fragments<FORMAT, 1>(raw[b], lower);
+            const u32 ahead = block + SWEEP_BLOCKS;
+            if (ahead < blocks) {
+                raw[b] = load_codes<FORMAT>(at, ahead);
+                if (!C::SUPER) records[C::SUPER ? 0 : b] = load_record<FORMAT>(at, ahead);
+            }
+            // A super-block's scales arrive one stage early.
+            if (C::SUPER && block % 8 == 6 && ahead < blocks) records[0] = load_record<FORMAT>(at, ahead / 8);
+#pragma unroll
+            for (int n = 0; n < NT; ++n) {
+                if (n > 0 && n >= groups) break;
+                const ActivationCodes codes = stage.codes[b][8 * n + g][t];
+                const ActivationSums sums[2] = {stage.sums[b][8 * n + 2 * t], stage.sums[b][8 * n + 2 * t + 1]};
+                add_block<FORMAT, 1>(upper, scales, 0, codes, sums, acc.at[0][n]);
+                add_block<FORMAT, 1>(lower, scales, 1, codes, sums, acc.at[1][n]);
+            }
             if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
         }
     }

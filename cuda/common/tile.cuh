@@ -43,23 +43,63 @@ struct TileCodes {
     u32 high;
 };
 
+// Bytes of each plane from one block (unit for scales and supers) to the next.
 template <int FORMAT>
-__device__ __forceinline__ TileCodes load_codes(const Weight& weight, u64 tile, u32 lane) {
+struct Strides {
+    static constexpr u32 CODES = FORMAT == FORMAT_Q8_0 ? 1024 : FORMAT == FORMAT_Q2_K || FORMAT == FORMAT_Q3_K ? 256 : 512;
+    static constexpr u32 HIGH = FORMAT == FORMAT_Q6_K ? 256 : 128;
+    static constexpr u32 SCALES = Codec<FORMAT>::SUPER                               ? 512
+                                  : FORMAT == FORMAT_Q4_1 || FORMAT == FORMAT_Q5_1 ? 128
+                                  : FORMAT == FORMAT_MXFP4                         ? 32
+                                                                                   : 64;
+    static constexpr u32 SUPERS = FORMAT == FORMAT_Q2_K ? 128 : 64;
+};
+
+// A lane's place in each plane: row tile `row_tile` (counted through all experts), unit `unit` of it.
+template <int FORMAT>
+struct LanePlanes {
+    using S = Strides<FORMAT>;
+    const u8* codes;
+    const u8* high;
+    const u8* scales;
+    const u8* supers;
+
+    __device__ __forceinline__ LanePlanes(const Weight& weight, u64 row_tile, u32 unit, u32 lane) {
+        const u64 first = row_tile * weight.blocks;
+        const u64 block = first + unit * Codec<FORMAT>::BLOCKS;
+        const u64 units = first / Codec<FORMAT>::BLOCKS + unit;
+        codes = weight.base + block * S::CODES + lane * (S::CODES == 256 ? 8 : 16);
+        high = weight.base + weight.high + block * S::HIGH + lane * (S::HIGH / 32);
+        const u32 place = Codec<FORMAT>::SUPER ? lane : lane / 4 * 4;
+        scales = weight.base + weight.scales + units * S::SCALES + place * (S::SCALES / 32);
+        supers = weight.base + weight.supers + units * S::SUPERS + place * (S::SUPERS / 32);
+    }
+
+    // `blocks` further, a multiple of the unit's.
+    __device__ __forceinline__ void advance(u32 blocks) {
+        codes += blocks * S::CODES;
+        high += blocks * S::HIGH;
+        scales += blocks / Codec<FORMAT>::BLOCKS * S::SCALES;
+        supers += blocks / Codec<FORMAT>::BLOCKS * S::SUPERS;
+    }
+};
+
+// The codes of block `block`, counted from the place.
+template <int FORMAT>
+__device__ __forceinline__ TileCodes load_codes(const LanePlanes<FORMAT>& at, u32 block) {
+    using S = Strides<FORMAT>;
     TileCodes raw;
-    const u8* plane = weight.base;
     if constexpr (FORMAT == FORMAT_Q8_0) {
-        raw.codes[0] = load_stream((const Words4*)(plane + tile * 1024 + lane * 16));
-        raw.codes[1] = load_stream((const Words4*)(plane + tile * 1024 + 512 + lane * 16));
-    } else if constexpr (FORMAT == FORMAT_Q2_K || FORMAT == FORMAT_Q3_K) {
-        raw.pairs = load_stream((const Words2*)(plane + tile * 256 + lane * 8));
+        raw.codes[0] = load_stream((const Words4*)(at.codes + block * S::CODES));
+        raw.codes[1] = load_stream((const Words4*)(at.codes + block * S::CODES + 512));
+    } else if constexpr (S::CODES == 256) {
+        raw.pairs = load_stream((const Words2*)(at.codes + block * S::CODES));
     } else {
-        raw.codes[0] = load_stream((const Words4*)(plane + tile * 512 + lane * 16));
+        raw.codes[0] = load_stream((const Words4*)(at.codes + block * S::CODES));
     }
-    if constexpr (FORMAT == FORMAT_Q6_K) {
-        raw.pairs = load_stream((const Words2*)(plane + weight.high + tile * 256 + lane * 8));
-    }
+    if constexpr (FORMAT == FORMAT_Q6_K) raw.pairs = load_stream((const Words2*)(at.high + block * S::HIGH));
     if constexpr (FORMAT == FORMAT_Q5_0 || FORMAT == FORMAT_Q5_1 || FORMAT == FORMAT_Q5_K || FORMAT == FORMAT_Q3_K) {
-        raw.high = load_stream((const u32*)(plane + weight.high + tile * 128 + lane * 4));
+        raw.high = load_stream((const u32*)(at.high + block * S::HIGH));
     }
     return raw;
 }
@@ -124,80 +164,58 @@ __device__ __forceinline__ void fragments(const TileCodes& raw, u32 (&a)[4]) {
     }
 }
 
-// Scales of a lane's four rows g + 8w, as loaded: of one block, or of one super-block.
-template <int FORMAT>
-struct UnitScales {
-    u32 words[Codec<FORMAT>::SUPER ? 20 : 4];
+// Scales of one unit as they lie in memory: of a lane's four rows g + 8w, or for super-blocks of row g + 8t alone (the
+// four lanes of a quad have all four between them).
+struct ScaleRecord {
+    Words4 row;
+    u32 super;
 };
+
+template <int FORMAT>
+__device__ __forceinline__ ScaleRecord load_record(const LanePlanes<FORMAT>& at, u32 unit) {
+    using S = Strides<FORMAT>;
+    ScaleRecord record;
+    const u8* scales = at.scales + unit * S::SCALES;
+    if constexpr (Codec<FORMAT>::SUPER || S::SCALES == 128) {
+        record.row = load_stream((const Words4*)scales);
+        if constexpr (FORMAT == FORMAT_Q2_K) record.super = load_stream((const u32*)(at.supers + unit * S::SUPERS));
+        if constexpr (FORMAT == FORMAT_Q6_K) record.super = load_stream((const u16*)(at.supers + unit * S::SUPERS));
+    } else if constexpr (S::SCALES == 64) {
+        const Words2 words = load_stream((const Words2*)scales);
+        record.row.x = words.x;
+        record.row.y = words.y;
+    } else {
+        record.row.x = load_stream((const u32*)scales);
+    }
+    return record;
+}
 
 __device__ __forceinline__ float low_half(u32 word) { return half_to_float((u16)word); }
 __device__ __forceinline__ float high_half(u32 word) { return half_to_float((u16)(word >> 16)); }
 
-// Splits a 12-byte table of 6-bit pairs into bytes: scales 0-3, 4-7, minima 0-3, 4-7.
-__device__ __forceinline__ void unpack_pairs(const Words4& record, u32* out) {
-    out[0] = record.y & 0x3f3f3f3fu;
-    out[1] = (record.w & 0x0f0f0f0fu) | ((record.y >> 2) & 0x30303030u);
-    out[2] = record.z & 0x3f3f3f3fu;
-    out[3] = ((record.w >> 4) & 0x0f0f0f0fu) | ((record.z >> 2) & 0x30303030u);
-}
+// Scales of a unit taken apart: the words of four rows, or 16 bytes of one row's sub-scales and its super-scales.
+struct UnitScales {
+    u32 words[5];
+};
 
-// Splits Q3_K's 12-byte table into 16 bytes of 0..63.
-__device__ __forceinline__ void unpack_sub_scales(const Words4& record, u32* out) {
-    out[0] = (record.x & 0x0f0f0f0fu) | ((record.z << 4) & 0x30303030u);
-    out[1] = (record.y & 0x0f0f0f0fu) | ((record.z << 2) & 0x30303030u);
-    out[2] = ((record.x >> 4) & 0x0f0f0f0fu) | (record.z & 0x30303030u);
-    out[3] = ((record.y >> 4) & 0x0f0f0f0fu) | ((record.z >> 2) & 0x30303030u);
-}
-
-// `unit` counts blocks (super-blocks) through the whole weight; `lane_row` is lane / 4.
 template <int FORMAT>
-__device__ __forceinline__ UnitScales<FORMAT> load_scales(const Weight& weight, u64 unit, u32 lane_row) {
-    UnitScales<FORMAT> scales;
-    const u8* plane = weight.base + weight.scales;
-    const u64 quad = unit * 8 + lane_row;
-    if constexpr (Codec<FORMAT>::SUPER) {
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-            const Words4 record = load_stream((const Words4*)plane + quad * 4 + w);
-            u32* out = scales.words + 4 * w;
-            if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
-                unpack_pairs(record, out);
-                scales.words[16 + w] = record.x;
-            } else if constexpr (FORMAT == FORMAT_Q3_K) {
-                unpack_sub_scales(record, out);
-                scales.words[16 + w] = record.w;
-            } else {
-                out[0] = record.x;
-                out[1] = record.y;
-                out[2] = record.z;
-                out[3] = record.w;
-            }
-        }
-        if constexpr (FORMAT == FORMAT_Q6_K) {
-            const Words2 supers = load_stream((const Words2*)(weight.base + weight.supers) + quad);
-            scales.words[16] = supers.x;
-            scales.words[17] = supers.x >> 16;
-            scales.words[18] = supers.y;
-            scales.words[19] = supers.y >> 16;
-        } else if constexpr (FORMAT == FORMAT_Q2_K) {
-            const Words4 supers = load_stream((const Words4*)(weight.base + weight.supers) + quad);
-            scales.words[16] = supers.x;
-            scales.words[17] = supers.y;
-            scales.words[18] = supers.z;
-            scales.words[19] = supers.w;
-        }
-    } else if constexpr (FORMAT == FORMAT_Q4_1 || FORMAT == FORMAT_Q5_1) {
-        const Words4 record = load_stream((const Words4*)plane + quad);
-        scales.words[0] = record.x;
-        scales.words[1] = record.y;
-        scales.words[2] = record.z;
-        scales.words[3] = record.w;
-    } else if constexpr (FORMAT == FORMAT_MXFP4) {
-        scales.words[0] = load_stream((const u32*)plane + quad);
-    } else {
-        const Words2 record = load_stream((const Words2*)plane + quad);
-        scales.words[0] = record.x;
-        scales.words[1] = record.y;
+__device__ __forceinline__ UnitScales unpack(const ScaleRecord& record) {
+    const Words4& row = record.row;
+    UnitScales scales = {{row.x, row.y, row.z, row.w, record.super}};
+    if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
+        // A 12-byte table of 6-bit pairs to bytes: scales 0-3, 4-7, minima 0-3, 4-7.
+        scales.words[0] = row.y & 0x3f3f3f3fu;
+        scales.words[1] = (row.w & 0x0f0f0f0fu) | ((row.y >> 2) & 0x30303030u);
+        scales.words[2] = row.z & 0x3f3f3f3fu;
+        scales.words[3] = ((row.w >> 4) & 0x0f0f0f0fu) | ((row.z >> 2) & 0x30303030u);
+        scales.words[4] = row.x;
+    } else if constexpr (FORMAT == FORMAT_Q3_K) {
+        // A 12-byte table to 16 bytes of 0..63.
+        scales.words[0] = (row.x & 0x0f0f0f0fu) | ((row.z << 4) & 0x30303030u);
+        scales.words[1] = (row.y & 0x0f0f0f0fu) | ((row.z << 2) & 0x30303030u);
+        scales.words[2] = ((row.x >> 4) & 0x0f0f0f0fu) | (row.z & 0x30303030u);
+        scales.words[3] = ((row.y >> 4) & 0x0f0f0f0fu) | ((row.z >> 2) & 0x30303030u);
+        scales.words[4] = row.w;
     }
     return scales;
 }
@@ -209,69 +227,99 @@ __device__ __forceinline__ u32 byte_of(const u32* words, u32 index) {
     return (word >> (8 * (index % 4))) & 255;
 }
 
-// Factor of the codes in row g + 8 w, block j of the unit, column half `half`.
+// What block j of a unit is multiplied with: per column half (where halves differ) and row g + 8w, the factor of the codes
+// and what is added for every unit of activation (the minimum, signed).
 template <int FORMAT>
-__device__ __forceinline__ float code_scale(const UnitScales<FORMAT>& scales, u32 w, u32 j, u32 half) {
-    const u32* words = scales.words;
-    if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
-        return low_half(words[16 + w]) * (float)byte_of(words + 4 * w, j);
-    } else if constexpr (FORMAT == FORMAT_Q6_K) {
-        return low_half(words[16 + w]) * (float)(i8)byte_of(words + 4 * w, 2 * j + half);
-    } else if constexpr (FORMAT == FORMAT_Q3_K) {
-        return low_half(words[16 + w]) * (float)((i32)byte_of(words + 4 * w, 2 * j + half) - 32);
-    } else if constexpr (FORMAT == FORMAT_Q2_K) {
-        return low_half(words[16 + w]) * (float)(byte_of(words + 4 * w, 2 * j + half) & 15);
-    } else if constexpr (FORMAT == FORMAT_Q4_1 || FORMAT == FORMAT_Q5_1) {
-        return low_half(words[w]);
-    } else if constexpr (FORMAT == FORMAT_MXFP4) {
-        return __uint_as_float(byte_of(words, w) << 23);
-    } else {
-        return w % 2 == 0 ? low_half(words[w / 2]) : high_half(words[w / 2]);
-    }
+struct BlockScales {
+    static constexpr int PARTS = Codec<FORMAT>::HALVES ? 2 : 1;
+    float code[PARTS][4];
+    float least[PARTS][4];
+};
+
+// The value of the quad's lane w.
+__device__ __forceinline__ float from_quad(float value, u32 w) {
+    return __shfl_sync(0xffffffffu, value, (threadIdx.x & 28) | w);
 }
 
-// What is added for every unit of activation: the minimum, signed.
 template <int FORMAT>
-__device__ __forceinline__ float code_minimum(const UnitScales<FORMAT>& scales, u32 w, u32 j, u32 half) {
+__device__ __forceinline__ BlockScales<FORMAT> block_scales(const UnitScales& scales, u32 j) {
     const u32* words = scales.words;
-    if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
-        return -high_half(words[16 + w]) * (float)byte_of(words + 4 * w, 8 + j);
-    } else if constexpr (FORMAT == FORMAT_Q2_K) {
-        return -high_half(words[16 + w]) * (float)(byte_of(words + 4 * w, 2 * j + half) >> 4);
+    BlockScales<FORMAT> out;
+    if constexpr (Codec<FORMAT>::SUPER) {
+#pragma unroll
+        for (int part = 0; part < BlockScales<FORMAT>::PARTS; ++part) {
+            const float super = low_half(words[4]);
+            float code;
+            float least = 0.0f;
+            if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
+                code = super * (float)byte_of(words, j);
+                least = -high_half(words[4]) * (float)byte_of(words, 8 + j);
+            } else {
+                const u32 sub = byte_of(words, 2 * j + part);
+                if constexpr (FORMAT == FORMAT_Q6_K) code = super * (float)(i8)sub;
+                if constexpr (FORMAT == FORMAT_Q3_K) code = super * (float)((i32)sub - 32);
+                if constexpr (FORMAT == FORMAT_Q2_K) {
+                    code = super * (float)(sub & 15);
+                    least = -high_half(words[4]) * (float)(sub >> 4);
+                }
+            }
+#pragma unroll
+            for (int w = 0; w < 4; ++w) {
+                out.code[part][w] = from_quad(code, w);
+                if constexpr (Codec<FORMAT>::MINIMUM) out.least[part][w] = from_quad(least, w);
+            }
+        }
     } else {
-        return high_half(words[w]);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+            if constexpr (Codec<FORMAT>::MINIMUM) {
+                out.code[0][w] = low_half(words[w]);
+                out.least[0][w] = high_half(words[w]);
+            } else if constexpr (FORMAT == FORMAT_MXFP4) {
+                out.code[0][w] = __uint_as_float(((words[0] >> (8 * w)) & 255) << 23);
+            } else {
+                out.code[0][w] = w % 2 == 0 ? low_half(words[w / 2]) : high_half(words[w / 2]);
+            }
+        }
     }
+    return out;
 }
 
 // Accumulators of one warp: 32 rows x 8 NT columns. [m][n][c]: row g + 16m + 8 (c / 2), column 8n + 2t + c % 2.
+// NT = 0: one column alone, which every lane computes: [m][0][c], c even.
 template <int NT>
 struct Accumulators {
-    float at[2][NT][4];
+    static constexpr int GROUPS = NT == 0 ? 1 : NT;
+    float at[2][GROUPS][4];
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int m = 0; m < 2; ++m)
 #pragma unroll
-            for (int n = 0; n < NT; ++n)
+            for (int n = 0; n < GROUPS; ++n)
 #pragma unroll
                 for (int c = 0; c < 4; ++c) at[m][n][c] = 0.0f;
     }
+};
+
+// Activations of one block and all columns, as a lane needs them: codes of column 8n + g, sums of 8n + 2t and 8n + 2t + 1.
+template <int NT>
+struct BlockColumns {
+    static constexpr int GROUPS = NT == 0 ? 1 : NT;
+    ActivationCodes codes[GROUPS];
+    ActivationSums sums[GROUPS][2];
 };
 
 __device__ __forceinline__ float block_sum(i32 high, i32 low, float scale) {
     return scale * (float)((i32)((u32)high << 8) + low);
 }
 
-// Adds 16 rows x 8 columns of one block to `acc`: row half `m` of the tile, block `j` of the unit.
-template <int FORMAT>
-__device__ __forceinline__ void add_block(const u32 (&a)[4], const UnitScales<FORMAT>& scales, u32 m, u32 j,
-                                          const ActivationCodes& x, const ActivationSums& left,
-                                          const ActivationSums& right, float (&acc)[4]) {
+// Adds 16 rows x 8 columns of one block to `acc`: row half `m` of the tile. STEP 2: only the columns 2t.
+template <int FORMAT, int STEP>
+__device__ __forceinline__ void add_block(const u32 (&a)[4], const BlockScales<FORMAT>& scales, int m, const ActivationCodes& x, const ActivationSums (&sums)[2], float (&acc)[4]) {
     using C = Codec<FORMAT>;
-    constexpr int PARTS = C::HALVES ? 2 : 1;
-    const float scale_x[2] = {left.scale, right.scale};
-#pragma unroll
-    for (int part = 0; part < PARTS; ++part) {
+    #pragma unroll
+    for (int part = 0; part < BlockScales<FORMAT>::PARTS; ++part) {
         i32 high[4] = {0, 0, 0, 0};
         i32 low[4] = {0, 0, 0, 0};
         if constexpr (C::HALVES) {
@@ -279,88 +327,117 @@ __device__ __forceinline__ void add_block(const u32 (&a)[4], const UnitScales<FO
             mma_s8_k16(low, a[2 * part], a[2 * part + 1], part == 0 ? x.z : x.w);
         } else {
             if constexpr (C::BIASED) {
-                low[0] = low[2] = left.bias;
-                low[1] = low[3] = right.bias;
+                low[0] = low[2] = sums[0].bias;
+                low[1] = low[3] = sums[STEP == 1].bias;
             }
             mma_s8_k32(high, a[0], a[1], a[2], a[3], x.x, x.y);
             mma_s8_k32(low, a[0], a[1], a[2], a[3], x.z, x.w);
         }
-        const float d[2] = {code_scale(scales, 2 * m, j, part), code_scale(scales, 2 * m + 1, j, part)};
 #pragma unroll
-        for (int c = 0; c < 4; ++c) acc[c] = fmaf(d[c / 2], block_sum(high[c], low[c], scale_x[c % 2]), acc[c]);
+        for (int c = 0; c < 4; c += STEP) {
+            acc[c] = fmaf(scales.code[part][2 * m + c / 2], block_sum(high[c], low[c], sums[c % 2].scale), acc[c]);
+        }
         if constexpr (C::MINIMUM) {
-            const float least[2] = {code_minimum(scales, 2 * m, j, part), code_minimum(scales, 2 * m + 1, j, part)};
-            const float sums[2] = {
-                C::HALVES ? (part == 0 ? left.low_half : left.high_half) : left.low_half + left.high_half,
-                C::HALVES ? (part == 0 ? right.low_half : right.high_half) : right.low_half + right.high_half};
 #pragma unroll
-            for (int c = 0; c < 4; ++c) acc[c] = fmaf(least[c / 2], sums[c % 2], acc[c]);
+            for (int c = 0; c < 4; c += STEP) {
+                const ActivationSums& own = sums[c % 2];
+                const float sum = C::HALVES ? (part == 0 ? own.low_half : own.high_half) : own.low_half + own.high_half;
+                acc[c] = fmaf(scales.least[part][2 * m + c / 2], sum, acc[c]);
+            }
         }
     }
 }
 
-// Adds block j of a unit for all columns. `columns(n, codes, left, right)` yields the activations of columns 8n..8n+7:
-// the lane's codes of column g and the sums of columns 2t and 2t + 1. Groups of columns from `columns.groups` on hold
-// nothing and are skipped.
-template <int FORMAT, int NT, class Columns>
-__device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales<FORMAT>& scales, u32 j,
-                                         const Columns& columns, Accumulators<NT>& acc) {
+// Adds block j of a unit for all columns; groups of columns from `groups` on hold nothing and are skipped.
+template <int FORMAT, int NT>
+__device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales& unit, u32 j, const BlockColumns<NT>& x, int groups, Accumulators<NT>& acc) {
+    constexpr int STEP = NT == 0 ? 2 : 1;
+    const BlockScales<FORMAT> scales = block_scales<FORMAT>(unit, j);
     u32 first[4], second[4];
     fragments<FORMAT, 0>(raw, first);
     fragments<FORMAT, 1>(raw, second);
 #pragma unroll
-    for (int n = 0; n < NT; ++n) {
-        if (n > 0 && n >= columns.groups) break;
-        ActivationCodes x;
-        ActivationSums left, right;
-        columns(n, x, left, right);
-        add_block<FORMAT>(first, scales, 0, j, x, left, right, acc.at[0][n]);
-        add_block<FORMAT>(second, scales, 1, j, x, left, right, acc.at[1][n]);
+    for (int n = 0; n < Accumulators<NT>::GROUPS; ++n) {
+        if (n > 0 && n >= groups) break;
+        add_block<FORMAT, STEP>(first, scales, 0, x.codes[n], x.sums[n], acc.at[0][n]);
+        add_block<FORMAT, STEP>(second, scales, 1, x.codes[n], x.sums[n], acc.at[1][n]);
     }
 }
 
-// Adds units [begin, end) of row tile `row_tile` (counted through all experts). `at(block)` yields the columns functor
-// of one block. DEPTH blocks are in flight.
-template <int FORMAT, int NT, class At>
-__device__ __forceinline__ void add_units(const Weight& weight, u64 row_tile, u32 begin, u32 end, u32 lane, const At& at,
-                                          Accumulators<NT>& acc) {
-    const u64 first_tile = row_tile * weight.blocks;
-    if constexpr (Codec<FORMAT>::SUPER) {
-        constexpr u32 DEPTH = NT == 1 ? 8 : 4;
-#pragma unroll 1
-        for (u32 unit = begin; unit < end; ++unit) {
-            const UnitScales<FORMAT> scales = load_scales<FORMAT>(weight, first_tile / 8 + unit, lane / 4);
-#pragma unroll 1
-            for (u32 first = 0; first < 8; first += DEPTH) {
-                TileCodes raw[DEPTH];
+// A warp's window on the stream of blocks it multiplies: DEPTH blocks are loaded before they are needed. As soon as a
+// block is used, its place takes the block DEPTH further, at the end of a tile that of the next tile.
+template <int FORMAT>
+struct Window {
+    static constexpr bool SUPER = Codec<FORMAT>::SUPER;
+    static constexpr u32 DEPTH = FORMAT == FORMAT_MXFP4 ? 6 : 4;
+    TileCodes raw[DEPTH];
+    ScaleRecord records[SUPER ? 1 : DEPTH];
+
+    // Loads what there is of the first DEPTH of `blocks` blocks.
+    __device__ __forceinline__ void open(const LanePlanes<FORMAT>& at, u32 blocks) {
+        if (SUPER && blocks > 0) records[0] = load_record<FORMAT>(at, 0);
 #pragma unroll
-                for (u32 j = 0; j < DEPTH; ++j) {
-                    raw[j] = load_codes<FORMAT>(weight, first_tile + unit * 8 + first + j, lane);
+        for (u32 j = 0; j < DEPTH; ++j) {
+            if (j >= blocks) break;
+            raw[j] = load_codes<FORMAT>(at, j);
+            if (!SUPER) records[SUPER ? 0 : j] = load_record<FORMAT>(at, j);
+        }
+    }
+};
+
+// Adds the `blocks` blocks from `at` on, whose first are in the window. Then, when `more`, `at` is `next()` and its first
+// blocks are in the window. `columns(block, x)` yields the activations of a block, counted as `at` counts.
+template <int FORMAT, int NT, class Next, class Columns>
+__device__ __forceinline__ void add_slice(Window<FORMAT>& window, LanePlanes<FORMAT>& at, const Next& next, bool more,
+                                          u32 blocks, const Columns& columns, int groups, Accumulators<NT>& acc) {
+    using W = Window<FORMAT>;
+    constexpr u32 STEP = W::SUPER ? 8 : W::DEPTH;
+#pragma unroll 1
+    for (u32 first = 0; first < blocks; first += STEP) {
+        u32 ahead = 0;
+        // To the blocks that follow this step's, and how many there are.
+        const auto go_on = [&] {
+            if (first + STEP < blocks) {
+                at.advance(STEP);
+                ahead = blocks - first - STEP;
+            } else if (more) {
+                at = next();
+                ahead = blocks;
+            }
+        };
+        if constexpr (W::SUPER) {
+            const UnitScales scales = unpack<FORMAT>(window.records[0]);
+#pragma unroll
+            for (u32 j = 0; j < STEP; ++j) {
+                if (j == STEP - W::DEPTH) {
+                    go_on();
+                    if (ahead > 0) window.records[0] = load_record<FORMAT>(at, 0);
                 }
-#pragma unroll
-                for (u32 j = 0; j < DEPTH; ++j) add_tile<FORMAT, NT>(raw[j], scales, first + j, at(unit * 8 + first + j), acc);
+                BlockColumns<NT> x;
+                columns(first + j, x);
+                TileCodes& raw = window.raw[j % W::DEPTH];
+                add_tile<FORMAT, NT>(raw, scales, j, x, groups, acc);
+                const u32 used = j + W::DEPTH;
+                if (used < STEP) {
+                    raw = load_codes<FORMAT>(at, used);
+                } else if (ahead > 0) {
+                    raw = load_codes<FORMAT>(at, used - STEP);
+                }
             }
-        }
-    } else {
-        constexpr u32 DEPTH = 4;
-        u32 unit = begin;
-#pragma unroll 1
-        for (; unit + DEPTH <= end; unit += DEPTH) {
-            TileCodes raw[DEPTH];
-            UnitScales<FORMAT> scales[DEPTH];
+        } else {
+            go_on();
 #pragma unroll
-            for (u32 j = 0; j < DEPTH; ++j) {
-                raw[j] = load_codes<FORMAT>(weight, first_tile + unit + j, lane);
-                scales[j] = load_scales<FORMAT>(weight, first_tile + unit + j, lane / 4);
+            for (u32 j = 0; j < STEP; ++j) {
+                if (first + j < blocks) {
+                    BlockColumns<NT> x;
+                    columns(first + j, x);
+                    add_tile<FORMAT, NT>(window.raw[j], unpack<FORMAT>(window.records[j]), 0, x, groups, acc);
+                }
+                if (j < ahead) {
+                    window.raw[j] = load_codes<FORMAT>(at, j);
+                    window.records[j] = load_record<FORMAT>(at, j);
+                }
             }
-#pragma unroll
-            for (u32 j = 0; j < DEPTH; ++j) add_tile<FORMAT, NT>(raw[j], scales[j], 0, at(unit + j), acc);
-        }
-#pragma unroll 1
-        for (; unit < end; ++unit) {
-            const TileCodes raw = load_codes<FORMAT>(weight, first_tile + unit, lane);
-            const UnitScales<FORMAT> scales = load_scales<FORMAT>(weight, first_tile + unit, lane / 4);
-            add_tile<FORMAT, NT>(raw, scales, 0, at(unit), acc);
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod devices;
 pub mod forge;
 pub mod generate;
 pub mod inspect;
+pub mod kernels;
 pub mod logits;
 pub mod perplexity;
 pub mod plan;
@@ -59,6 +60,9 @@ pub enum CommandError {
     /// The device has too little memory for the model and the settings.
     #[error(transparent)]
     NoRoom(Box<NoRoom>),
+    /// The device failed while it served; what it computes is not to be trusted any more.
+    #[error("the device failed: {0}")]
+    DeviceFailed(String),
     /// Two backends part.
     #[error("backends differ first at {label}: NMSE {nmse:.3e}{margin}")]
     Differs {
@@ -90,10 +94,11 @@ pub struct NoRoom {
 }
 
 impl CommandError {
-    /// 2 for a command line that cannot be meant, 1 for everything else.
+    /// 2 for a command line that cannot be meant, 3 for a device that failed while it served, 1 for everything else.
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
+            Self::DeviceFailed(_) => 3,
             _ => 1,
         }
     }
@@ -131,6 +136,8 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Write a model file with published shapes and random weights
     Forge(forge::ForgeArgs),
+    /// Compile the CUDA kernels ahead of the first start
+    Kernels(kernels::KernelsArgs),
     /// Measure speed
     Bench(bench::BenchArgs),
 }
@@ -167,6 +174,7 @@ impl Cli {
             Command::Perplexity(args) => perplexity::run(&args, &mut out),
             Command::Compare(args) => compare::run(&args, &mut out),
             Command::Forge(args) => forge::run(&args, &mut out),
+            Command::Kernels(args) => kernels::run(&args, &mut out),
             Command::Bench(args) => bench::run(&args, &mut out),
         }
     }

@@ -21,6 +21,8 @@ use crate::text::chat::ChatFormat;
 /// Time for the step under way to end once nobody listens any more: with the drain and the server's own limits it keeps
 /// the exit within a second of the drain time.
 const LAST_STEP_TIME: Duration = Duration::from_millis(300);
+/// Time between looks at the device's state.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Runs the worker until it is told to stop.
 ///
@@ -46,7 +48,12 @@ pub fn run(config: &WorkerConfig) -> Result<(), CommandError> {
             ended = &mut server => return Ok(ended?),
             loaded = loading => loaded.map_err(std::io::Error::other)??,
         };
-        server.await?;
+        let failed = device_failure(&engine);
+        tokio::select! {
+            ended = &mut server => ended?,
+            // A device that failed once computes nothing that may be served: end, and let the supervisor start anew.
+            reason = failed => return Err(CommandError::DeviceFailed(reason)),
+        }
         engine.shutdown();
         if tokio::time::timeout(LAST_STEP_TIME, engine.stopped()).await.is_err() {
             tracing::warn!("the device is still at work; its step is given up");
@@ -56,6 +63,18 @@ pub fn run(config: &WorkerConfig) -> Result<(), CommandError> {
     // Loading that is still under way must not hold up the exit.
     runtime.shutdown_background();
     served
+}
+
+/// Resolves when the device has failed for good, after its listeners had time to hear of it.
+async fn device_failure(engine: &Engine) -> String {
+    loop {
+        tokio::time::sleep(HEALTH_INTERVAL).await;
+        if let Some(reason) = engine.device_failure() {
+            tracing::error!(event = "error", reason, "the device failed; the worker ends");
+            tokio::time::sleep(LAST_STEP_TIME).await;
+            return reason.to_owned();
+        }
+    }
 }
 
 /// Loads the model and hands it to the server.

@@ -162,6 +162,11 @@ impl Engine {
         self.drain(Instant::now());
     }
 
+    /// Why the device can compute no more; unlike a residency violation, after which it still can.
+    pub fn device_failure(&self) -> Option<&str> {
+        self.shared.broken.get().map(String::as_str)
+    }
+
     /// Resolves when the thread has ended.
     pub async fn stopped(&self) {
         let mut stopped = self.stopped.clone();

@@ -105,8 +105,16 @@ fn compile_all(compiler: &Compiler, jobs: &[(&Unit, Arch)]) -> Report {
     })
 }
 
-/// Notes each kernel's registers; complains of warnings, of kernels the table does not have, and of spills where the
-/// kernels are tuned. Newer devices run the 8.x set until someone can measure there; their spills are only noted.
+/// Whether a decode step of one to eight sequences of a shipped model runs the kernel: everything but the kernels for
+/// more tokens, those that run at load time, and the formats no shipped model has.
+fn is_hot(kernel: &str) -> bool {
+    const WIDER: [&str; 5] = ["_split16_", "_split32_", "_sweep_", "attention_rows_", "repack_"];
+    const RARER: [&str; 6] = ["_q4_0", "_q4_1", "_q5_1", "_q2_k", "_q3_k", "_q5_k"];
+    !WIDER.iter().any(|part| kernel.contains(part)) && !RARER.iter().any(|end| kernel.ends_with(end))
+}
+
+/// Notes each kernel's registers and spills; complains of warnings, of kernels the table does not have, and of spills
+/// in the hot kernels of the reference device.
 fn check(unit: &Unit, arch: Arch, log: &str, report: &mut Report) {
     let found = usages(log);
     for kernel in &unit.kernels {
@@ -122,7 +130,7 @@ fn check(unit: &Unit, arch: Arch, log: &str, report: &mut Report) {
             arch.to_string(),
             kernel.name
         ));
-        if *spill_bytes > 0 && arch.capability() <= 90 {
+        if *spill_bytes > 0 && arch.capability() == 90 && is_hot(&kernel.name) {
             report.failures.push(format!("{} for {arch} spills {spill_bytes} bytes", kernel.name));
         }
     }

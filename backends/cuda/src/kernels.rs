@@ -25,6 +25,11 @@ impl Kernel {
     pub(crate) fn of<A>(name: impl Into<KernelName>, max_threads: u32) -> Self {
         Self { name: name.into(), args_bytes: size_of::<A>(), max_threads, max_shared_bytes: 0 }
     }
+
+    /// The same kernel with room for `bytes` of dynamic shared memory.
+    pub(crate) fn with_shared(self, bytes: u32) -> Self {
+        Self { max_shared_bytes: bytes, ..self }
+    }
 }
 
 /// One compilation.
@@ -93,6 +98,10 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/weight.cuh", include_str!("../../../cuda/common/weight.cuh")),
     ("common/async.cuh", include_str!("../../../cuda/common/async.cuh")),
     ("common/mma.cuh", include_str!("../../../cuda/common/mma.cuh")),
+    ("common/gated.cuh", include_str!("../../../cuda/common/gated.cuh")),
+    ("common/norm.cuh", include_str!("../../../cuda/common/norm.cuh")),
+    ("common/quantize.cuh", include_str!("../../../cuda/common/quantize.cuh")),
+    ("common/single.cuh", include_str!("../../../cuda/common/single.cuh")),
     ("common/activation.cuh", include_str!("../../../cuda/common/activation.cuh")),
     ("common/tile.cuh", include_str!("../../../cuda/common/tile.cuh")),
     ("common/product.cuh", include_str!("../../../cuda/common/product.cuh")),

@@ -1,6 +1,6 @@
 //! A compiled program: checked launches, the CUDA graph made of them, and where inputs and outputs are.
 
-use worker_orcd_core::arena::{self, ArenaPlan};
+use worker_orcd_core::arena::ArenaPlan;
 use worker_orcd_core::{
     BackendError, Element, KvLayout, OutputValue, PlanProfile, ProfileEntry, Program, RowSet, StepInputs,
     StepOutputs,
@@ -53,7 +53,7 @@ impl Needs {
         let lowered = lower::lower(program, layout, target, PlanBases::default())?;
         let shape = program.shape();
         Ok(Self {
-            activations: arena::plan(program).bytes,
+            activations: lower::activation_plan(program).bytes,
             inputs: layout.bytes(),
             scratch: lowered.scratch_bytes,
             outputs: program.outputs().iter().map(|&id| program.value(id).bytes(shape)).sum(),
@@ -180,7 +180,7 @@ impl Plan {
         let mut plan = Self {
             program: program.clone(),
             layout,
-            arena: arena::plan(program),
+            arena: lower::activation_plan(program),
             bases: memory.bases,
             launches,
             graph: None,

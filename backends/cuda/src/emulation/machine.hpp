@@ -202,6 +202,7 @@ inline const char* run(void (*kernel)(const void*), const void* args, const u32*
 #define __noinline__
 #define __restrict__
 #define __shared__ static
+#define DYNAMIC_SHARED(T, name) alignas(16) static T name[(227 << 10) / sizeof(T)]
 #define __constant__ static const
 #define threadIdx (machine::current->index)
 #define blockIdx (machine::block_index)

@@ -17,7 +17,6 @@ use std::sync::{Mutex, PoisonError};
 
 use libloading::Library;
 use sha2::{Digest, Sha256};
-use worker_orcd_core::arena;
 use worker_orcd_core::{
     Backend, BackendError, Caps, Element, KvLayout, MemoryReport, OutputValue, PlanId, PlanProfile, Program,
     RowSet, StepInputs, StepOutputs, WeightId, WeightSpec, step,
@@ -237,7 +236,7 @@ impl Backend for EmulatedBackend {
             let target = Target { traits: self.traits, weights: &self.weights, kv: self.pools.as_ref() };
             let needs = lower::lower(program, &inputs, target, PlanBases::default())?;
             let bases = PlanBases {
-                activations: self.memory.allocate(arena::plan(program).bytes),
+                activations: self.memory.allocate(lower::activation_plan(program).bytes),
                 inputs: self.memory.allocate(inputs.bytes()),
                 scratch: self.memory.allocate(needs.scratch_bytes),
             };
@@ -262,7 +261,7 @@ impl Backend for EmulatedBackend {
     fn wait(&mut self, outputs: &mut StepOutputs) -> Result<(), BackendError> {
         let (plan, tokens, rows) = self.in_flight.take().unwrap();
         let (program, _, bases, _) = &self.plans[plan];
-        let arena = arena::plan(program);
+        let arena = lower::activation_plan(program);
         outputs.values.clear();
         for &id in program.outputs() {
             let value = program.value(id);

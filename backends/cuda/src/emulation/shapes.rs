@@ -4,7 +4,7 @@
 
 use worker_orcd_core::quant::random_row;
 use worker_orcd_core::rng::Rng;
-use worker_orcd_core::{DType, NO_TOKEN, ProgramBuilder, StepShape, ValueId};
+use worker_orcd_core::{DType, NO_TOKEN, ProgramBuilder, StepShape, SwiGluKind, ValueId};
 
 use super::tests::compiler_is_there;
 use super::*;
@@ -131,5 +131,60 @@ fn moe_linear_shapes_agree_in_every_bit() {
             let up = builder.moe_linear("up", x, experts, WeightId(2), None).unwrap();
             builder.moe_linear("down", up, experts, WeightId(3), None).unwrap()
         });
+    }
+}
+
+/// A layer with every neighbour that single steps fuse: norms, several formats on one input, residuals, both kinds of
+/// gated activation, a weighted sum of experts.
+fn record_layer(builder: &mut ProgramBuilder<'_>) -> ValueId {
+    let x = builder.embed("x", WeightId(0)).unwrap();
+    let normed = builder.rms_norm("norm", x, WeightId(1), 1e-5).unwrap();
+    let q = builder.linear("q", normed, WeightId(2), Some(WeightId(3))).unwrap();
+    let k = builder.linear("k", normed, WeightId(2), None).unwrap();
+    let v = builder.linear("v", normed, WeightId(4), None).unwrap();
+    let sum = builder.add("qk", q, k).unwrap();
+    let sum = builder.add("qkv", sum, v).unwrap();
+    let change = builder.linear("o", sum, WeightId(4), Some(WeightId(3))).unwrap();
+    let x = builder.add("residual", x, change).unwrap();
+    let normed = builder.rms_norm("ffn.norm", x, WeightId(1), 1e-5).unwrap();
+    let logits = builder.linear("logits", normed, WeightId(5), None).unwrap();
+    let (experts, weights) = builder.router("router", logits, 3).unwrap();
+    let gate = builder.moe_linear("gate", normed, experts, WeightId(6), Some(WeightId(7))).unwrap();
+    let up = builder.moe_linear("up", normed, experts, WeightId(6), None).unwrap();
+    let clamped = SwiGluKind::Clamped { alpha: 1.702, limit: 7.0 };
+    let active = builder.swiglu("act", gate, up, clamped).unwrap();
+    let down = builder.moe_linear("down", active, experts, WeightId(6), Some(WeightId(7))).unwrap();
+    let change = builder.moe_combine("combine", down, weights).unwrap();
+    let x = builder.add("moe.residual", change, x).unwrap();
+    let normed = builder.rms_norm("last.norm", x, WeightId(1), 1e-5).unwrap();
+    let gate = builder.linear("dense.gate", normed, WeightId(2), None).unwrap();
+    let up = builder.linear("dense.up", normed, WeightId(2), Some(WeightId(3))).unwrap();
+    let active = builder.swiglu("dense.act", gate, up, SwiGluKind::Silu).unwrap();
+    let change = builder.linear("dense.down", active, WeightId(4), None).unwrap();
+    builder.add("dense.residual", x, change).unwrap()
+}
+
+#[test]
+fn fused_single_steps_agree_with_batches_in_every_bit() {
+    if !compiler_is_there() {
+        return;
+    }
+    for (first, second, experts) in [
+        (DType::Q8_0, DType::Q5_0, DType::MXFP4),
+        (DType::Q4_K, DType::Q6_K, DType::Q8_0),
+        (DType::Q4_1, DType::Q2_K, DType::Q3_K),
+    ] {
+        let width = 768;
+        let specs = [
+            WeightSpec::matrix("table", DType::F16, VOCABULARY, width),
+            WeightSpec::vector("norm", 1, width),
+            WeightSpec::matrix("first", first, width, width),
+            WeightSpec::vector("bias", 1, width),
+            WeightSpec::matrix("second", second, width, width),
+            WeightSpec::matrix("router", DType::F32, 5, width),
+            WeightSpec::experts("experts", experts, 5, width, width),
+            WeightSpec::vector("biases", 5, width),
+        ];
+        agree(&format!("{first} {second} {experts}"), &specs, &[2, 9], record_layer);
     }
 }

@@ -261,7 +261,23 @@ pub(super) fn kernel_name(op: &str, shape: &str, dtype: DType) -> String {
     format!("{op}_{shape}_f32_{}", dtype.name().to_ascii_lowercase())
 }
 
-/// A unit of one format: `entries` are (macro that names the kernel, kernel shape).
+/// A unit of one format: `entries` are (macro that names the kernel, the kernel).
+pub(super) fn format_unit_of(
+    name: &str,
+    file: &'static str,
+    source: &'static str,
+    dtype: DType,
+    entries: &[(&str, Kernel)],
+) -> Unit {
+    let kernels = entries.iter().map(|(_, kernel)| kernel.clone()).collect();
+    let name = format!("{name}_{}", dtype.name().to_ascii_lowercase());
+    entries.iter().fold(
+        Unit::new(name, file, source, kernels).define("WEIGHT_FORMAT", dtype.gguf_id()),
+        |unit, (entry, kernel)| unit.define(entry, &kernel.name),
+    )
+}
+
+/// The same for kernels of one operation and argument structure: `entries` are (macro, kernel shape).
 pub(super) fn format_unit<A>(
     op: &str,
     file: &'static str,
@@ -269,14 +285,12 @@ pub(super) fn format_unit<A>(
     dtype: DType,
     entries: &[(&str, &str)],
 ) -> Unit {
-    let kernels =
-        entries.iter().map(|(_, shape)| Kernel::of::<A>(kernel_name(op, shape, dtype), THREADS)).collect();
     let suffix = if is_plain(dtype) { "_plain" } else { "" };
-    let name = format!("{op}{suffix}_{}", dtype.name().to_ascii_lowercase());
-    entries.iter().fold(
-        Unit::new(name, file, source, kernels).define("WEIGHT_FORMAT", dtype.gguf_id()),
-        |unit, (entry, shape)| unit.define(entry, kernel_name(op, shape, dtype)),
-    )
+    let entries: Vec<(&str, Kernel)> = entries
+        .iter()
+        .map(|(entry, shape)| (*entry, Kernel::of::<A>(kernel_name(op, shape, dtype), THREADS)))
+        .collect();
+    format_unit_of(&format!("{op}{suffix}"), file, source, dtype, &entries)
 }
 
 /// The units it needs.

@@ -13,6 +13,7 @@ mod moe;
 mod norm;
 mod position;
 mod sample;
+mod single;
 
 use worker_orcd_core::arena::{self, ArenaPlan};
 use worker_orcd_core::{
@@ -89,7 +90,15 @@ pub(crate) struct Rule {
 }
 
 /// Fusing rules in order of preference.
-pub(crate) const RULES: &[Rule] = &[linear::SHARE_INPUT, linear::ADD_RESIDUAL, moe::SHARE_INPUT];
+pub(crate) const RULES: &[Rule] = &[
+    single::GATED,
+    single::PRODUCTS,
+    single::MOE_GATED,
+    single::MOE_COMBINED,
+    linear::SHARE_INPUT,
+    linear::ADD_RESIDUAL,
+    moe::SHARE_INPUT,
+];
 
 /// Every compilation unit of every operation, and those that repack weights.
 pub(crate) fn units() -> Vec<Unit> {
@@ -98,6 +107,7 @@ pub(crate) fn units() -> Vec<Unit> {
         embed::units(),
         norm::units(),
         linear::units(),
+        single::units(),
         elementwise::units(),
         position::units(),
         attention::units(),
@@ -105,6 +115,25 @@ pub(crate) fn units() -> Vec<Unit> {
         sample::units(),
     ]
     .concat()
+}
+
+/// Where the activations of `program` live. Steps of one token, whose fused kernels read and write what several nodes
+/// would, give every value a place of its own; it is small.
+pub(crate) fn activation_plan(program: &Program) -> ArenaPlan {
+    if program.shape().tokens > 1 {
+        return arena::plan(program);
+    }
+    let mut bytes = 0;
+    let offsets = program
+        .values()
+        .iter()
+        .map(|value| {
+            let offset = bytes;
+            bytes += value.bytes(program.shape()).next_multiple_of(arena::ALIGNMENT);
+            offset
+        })
+        .collect();
+    ArenaPlan { offsets, bytes }
 }
 
 /// Lowers `program` for memory at `bases`.
@@ -147,7 +176,7 @@ impl<'a> Lowering<'a> {
             inputs,
             target,
             bases,
-            arena: arena::plan(program),
+            arena: activation_plan(program),
             launches: vec![],
             scratch_used: 0,
             scratch_bytes: 0,

@@ -92,7 +92,7 @@ fn values_live_where_the_arena_puts_them_and_counts_at_the_head_of_the_inputs() 
     assert_eq!(lowering.max_rows(RowSet::Outputs), rows as u32);
     assert_eq!(lowering.row_count(RowSet::Tokens), BASES.inputs);
     assert_eq!(lowering.row_count(RowSet::Outputs), BASES.inputs.offset(4));
-    let plan = arena::plan(program);
+    let plan = activation_plan(program);
     for id in (0..program.values().len() as u32).map(ValueId) {
         assert_eq!(lowering.value(id), BASES.activations.offset(plan.offset(id)));
     }

@@ -1,0 +1,495 @@
+//! Fusing rules for steps of one token, where each weight is read once and little else happens: norms move into the
+//! prologue of the products that read them, gated activations, weighted sums and residuals into their epilogues.
+//!
+//! A fused kernel reads its operands for as long as it runs, while others of its CTAs already write results. That is why
+//! the activations of such steps never share memory (`activation_plan`). Every rule keeps the bits of the nodes it takes.
+
+use bytemuck::{Pod, Zeroable};
+use worker_orcd_core::{BackendError, DType, Node, Op, RowSet, SwiGluKind, ValueId, WeightId};
+
+use super::linear::{format_unit_of, kernel_name};
+use super::{DeviceWeight, Lowering, Rule, output};
+use crate::kernels::{Kernel, Unit};
+use crate::launch::{DevicePtr, Launch};
+use crate::layout::{WeightArgs, is_plain};
+
+/// Threads of one group of warps (`GROUP_THREADS`).
+const GROUP_THREADS: u32 = 256;
+/// Products of one launch (`MAX_PRODUCTS`).
+const MAX_PRODUCTS: usize = 3;
+/// Bytes of activation records per 32 elements.
+const RECORD_BYTES: u32 = 80;
+/// Most dynamic shared memory these kernels ask for; every device has it beside their static part.
+const MAX_SHARED_BYTES: u32 = 88 << 10;
+
+/// `struct SingleProduct`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct ProductArgs {
+    weight: WeightArgs,
+    bias: DevicePtr,
+    y: DevicePtr,
+    outputs: u32,
+    end_tile: u32,
+}
+
+/// `struct LinearSingleArgs`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct LinearSingleArgs {
+    products: [ProductArgs; MAX_PRODUCTS],
+    x: DevicePtr,
+    norm: DevicePtr,
+    residual: DevicePtr,
+    normed: DevicePtr,
+    columns: DevicePtr,
+    eps: f32,
+    tiles: u32,
+}
+
+/// `struct LinearGatedArgs`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct LinearGatedArgs {
+    gate: WeightArgs,
+    up: WeightArgs,
+    x: DevicePtr,
+    norm: DevicePtr,
+    gate_bias: DevicePtr,
+    up_bias: DevicePtr,
+    y: DevicePtr,
+    columns: DevicePtr,
+    outputs: u32,
+    kind: u32,
+    alpha: f32,
+    limit: f32,
+    eps: f32,
+    reserved: u32,
+}
+
+/// `struct MoeLinearGatedArgs`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct MoeLinearGatedArgs {
+    gate: WeightArgs,
+    up: WeightArgs,
+    x: DevicePtr,
+    experts: DevicePtr,
+    tokens: DevicePtr,
+    gate_bias: DevicePtr,
+    up_bias: DevicePtr,
+    y: DevicePtr,
+    outputs: u32,
+    top_k: u32,
+    expert_count: u32,
+    kind: u32,
+    alpha: f32,
+    limit: f32,
+}
+
+/// `struct MoeLinearCombinedArgs`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct MoeLinearCombinedArgs {
+    weight: WeightArgs,
+    x: DevicePtr,
+    experts: DevicePtr,
+    weights: DevicePtr,
+    tokens: DevicePtr,
+    bias: DevicePtr,
+    residual: DevicePtr,
+    y: DevicePtr,
+    outputs: u32,
+    top_k: u32,
+    expert_count: u32,
+    reserved: u32,
+}
+
+/// `[norm,] gate, up, swiglu` in one launch.
+pub(super) const GATED: Rule = Rule { name: "single.gated", apply: gated };
+/// `[norm,] products…` or `product, add`, one launch per format.
+pub(super) const PRODUCTS: Rule = Rule { name: "single.products", apply: products };
+/// `gate, up, swiglu` of the chosen experts in one launch.
+pub(super) const MOE_GATED: Rule = Rule { name: "single.moe_gated", apply: moe_gated };
+/// `down, combine[, add]` of the chosen experts in one launch.
+pub(super) const MOE_COMBINED: Rule = Rule { name: "single.moe_combined", apply: moe_combined };
+
+/// A product node over a quantised weight.
+struct Product<'a> {
+    node: &'a Node,
+    x: ValueId,
+    weight: &'a DeviceWeight,
+    bias: Option<WeightId>,
+    y: ValueId,
+}
+
+/// Where the activations of products come from: a value, or the norm of one.
+#[derive(Clone, Copy)]
+struct Source {
+    x: ValueId,
+    /// Weight, eps, and the norm's own value.
+    norm: Option<(WeightId, f32, ValueId)>,
+}
+
+impl Source {
+    /// What the product nodes read.
+    fn read(self) -> ValueId {
+        self.norm.map_or(self.x, |(_, _, normed)| normed)
+    }
+}
+
+/// The node at `index` as a quantised product of one row that fits the kernels.
+fn product<'a>(lowering: &Lowering<'a>, index: usize) -> Result<Option<Product<'a>>, BackendError> {
+    let Some(node) = lowering.program().nodes().get(index) else { return Ok(None) };
+    let Op::Linear { x, weight, bias } = node.op else { return Ok(None) };
+    let weight = lowering.weight(node, weight)?;
+    let fits = is_single(lowering, lowering.rows(x)) && takes(lowering, weight, 1);
+    Ok(fits.then_some(Product { node, x, weight, bias, y: output(node)? }))
+}
+
+/// Whether the step has one token and the set one row.
+fn is_single(lowering: &Lowering<'_>, rows: RowSet) -> bool {
+    lowering.program().shape().tokens == 1 && lowering.max_rows(rows) == 1
+}
+
+/// Whether a weight is quantised and `rows` rows of its activations fit shared memory.
+fn takes(lowering: &Lowering<'_>, weight: &DeviceWeight, rows: u32) -> bool {
+    let limit = MAX_SHARED_BYTES.min(lowering.traits().max_shared_bytes);
+    !is_plain(weight.spec.dtype) && rows.saturating_mul(weight.layout.blocks()) <= limit / RECORD_BYTES
+}
+
+/// The norm at `index`, if it is one of one row; products then start at the next node.
+fn source(lowering: &Lowering<'_>, index: usize) -> Result<Option<(Source, usize)>, BackendError> {
+    let nodes = lowering.program().nodes();
+    match nodes.get(index).map(|node| &node.op) {
+        Some(&Op::RmsNorm { x, weight, eps }) => {
+            let normed = nodes.get(index).map(output).transpose()?;
+            Ok(normed.map(|normed| (Source { x, norm: Some((weight, eps, normed)) }, index + 1)))
+        }
+        Some(&Op::Linear { x, .. }) => Ok(Some((Source { x, norm: None }, index))),
+        _ => Ok(None),
+    }
+}
+
+/// Weight and eps of the norm as arguments.
+fn norm_args(lowering: &Lowering<'_>, node: &Node, source: Source) -> Result<(DevicePtr, f32), BackendError> {
+    match source.norm {
+        Some((weight, eps, _)) => Ok((lowering.vector(node, Some(weight))?, eps)),
+        None => Ok((DevicePtr::NULL, 0.0)),
+    }
+}
+
+/// Whether every reader of `value` is among the `taken` nodes from `begin` on, and the step does not hand it out.
+fn is_internal(lowering: &Lowering<'_>, value: ValueId, begin: usize, taken: usize) -> bool {
+    let program = lowering.program();
+    let outside = |(index, node): (usize, &Node)| {
+        !(begin..begin + taken).contains(&index) && node.op.reads().contains(&value)
+    };
+    !program.outputs().contains(&value) && !program.nodes().iter().enumerate().any(outside)
+}
+
+/// CTAs of a launch over `tiles` tiles when `resident` fit a multiprocessor: all tiles, or as many as stay resident.
+fn ctas(lowering: &Lowering<'_>, tiles: u32, resident: u32) -> u32 {
+    tiles.min(lowering.traits().multiprocessors * resident).max(1)
+}
+
+fn labels(nodes: &[Node]) -> String {
+    nodes.iter().map(|node| node.label.as_str()).collect::<Vec<_>>().join("+")
+}
+
+fn products(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
+    let Some((source, begin)) = source(lowering, index)? else { return Ok(0) };
+    let mut taken = vec![];
+    while let Some(next) = product(lowering, begin + taken.len())? {
+        if next.x != source.read() {
+            break;
+        }
+        taken.push(next);
+    }
+    if taken.is_empty() {
+        return Ok(0);
+    }
+    if let ([only], Some(next)) = (taken.as_slice(), lowering.program().nodes().get(begin + 1))
+        && let Some(residual) = residual_of(lowering, only.y, next)
+    {
+        let label = labels(lowering.program().nodes().get(index..begin + 2).unwrap_or_default());
+        let y = output(next)?;
+        emit(lowering, &label, source, &[only], Some((residual, y)), false)?;
+        return Ok(begin + 2 - index);
+    }
+    let mut wants_normed =
+        source.norm.is_some() && !is_internal(lowering, source.read(), index, begin - index + taken.len());
+    let mut formats: Vec<DType> = vec![];
+    for product in &taken {
+        if !formats.contains(&product.weight.spec.dtype) {
+            formats.push(product.weight.spec.dtype);
+        }
+    }
+    for format in formats {
+        let same: Vec<&Product<'_>> =
+            taken.iter().filter(|product| product.weight.spec.dtype == format).collect();
+        for some in same.chunks(MAX_PRODUCTS) {
+            let label = some.iter().map(|product| product.node.label.as_str()).collect::<Vec<_>>().join("+");
+            emit(lowering, &label, source, some, None, wants_normed)?;
+            wants_normed = false;
+        }
+    }
+    Ok(begin + taken.len() - index)
+}
+
+/// What an `Add` node adds to `product`, when nothing else reads that.
+fn residual_of(lowering: &Lowering<'_>, product: ValueId, next: &Node) -> Option<ValueId> {
+    let Op::Add { a, b } = next.op else { return None };
+    let other = match (a == product, b == product) {
+        (true, false) => b,
+        (false, true) => a,
+        _ => return None,
+    };
+    lowering.is_private(product).then_some(other)
+}
+
+fn emit(
+    lowering: &mut Lowering<'_>,
+    label: &str,
+    source: Source,
+    products: &[&Product<'_>],
+    residual: Option<(ValueId, ValueId)>,
+    wants_normed: bool,
+) -> Result<(), BackendError> {
+    let Some(first) = products.first() else { return Ok(()) };
+    let mut args = LinearSingleArgs::zeroed();
+    (args.norm, args.eps) = norm_args(lowering, first.node, source)?;
+    for (slot, index) in args.products.iter_mut().zip(0..MAX_PRODUCTS) {
+        // Unused slots end where the last product does.
+        let Some(product) = products.get(index) else {
+            slot.end_tile = args.tiles;
+            continue;
+        };
+        args.tiles += product.weight.layout.row_tiles();
+        *slot = ProductArgs {
+            weight: product.weight.layout.args(product.weight.address),
+            bias: lowering.vector(product.node, product.bias)?,
+            y: lowering.value(residual.map_or(product.y, |(_, sum)| sum)),
+            outputs: product.weight.spec.rows as u32,
+            end_tile: args.tiles,
+        };
+    }
+    args.x = lowering.value(source.x);
+    args.residual = residual.map_or(DevicePtr::NULL, |(other, _)| lowering.value(other));
+    args.normed = if wants_normed { lowering.value(source.read()) } else { DevicePtr::NULL };
+    args.columns = lowering.row_count(lowering.rows(first.x));
+    let grid = [ctas(lowering, args.tiles, 2), 1, 1];
+    let shared = first.weight.layout.blocks() * RECORD_BYTES;
+    let kernel = kernel_name("linear", "single", first.weight.spec.dtype);
+    lowering.launch(Launch::grid(label, kernel, grid, [GROUP_THREADS, 1, 1], shared, &args));
+    Ok(())
+}
+
+/// Kind, alpha and limit as `swiglu` takes them.
+const fn gate_args(kind: SwiGluKind) -> (u32, f32, f32) {
+    match kind {
+        SwiGluKind::Silu => (0, 0.0, 0.0),
+        SwiGluKind::Clamped { alpha, limit } => (1, alpha, limit),
+    }
+}
+
+/// The activation at `index` when it gates exactly these two values, which nothing else reads.
+fn gate_of(
+    lowering: &Lowering<'_>,
+    index: usize,
+    (gate, up): (ValueId, ValueId),
+) -> Result<Option<(SwiGluKind, ValueId)>, BackendError> {
+    let Some(node) = lowering.program().nodes().get(index) else { return Ok(None) };
+    match node.op {
+        Op::SwiGlu { gate: a, up: b, kind }
+            if (a, b) == (gate, up) && gate != up && lowering.is_private(gate) && lowering.is_private(up) =>
+        {
+            Ok(Some((kind, output(node)?)))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
+    let Some((source, begin)) = source(lowering, index)? else { return Ok(0) };
+    let (Some(gate), Some(up)) = (product(lowering, begin)?, product(lowering, begin + 1)?) else {
+        return Ok(0);
+    };
+    let same = (gate.weight.spec.dtype, gate.weight.spec.rows) == (up.weight.spec.dtype, up.weight.spec.rows);
+    let Some((kind, y)) = gate_of(lowering, begin + 2, (gate.y, up.y))? else { return Ok(0) };
+    let taken = begin + 3 - index;
+    let reads = gate.x == source.read() && up.x == source.read();
+    if !same || !reads || (source.norm.is_some() && !is_internal(lowering, source.read(), index, taken)) {
+        return Ok(0);
+    }
+    let (norm, eps) = norm_args(lowering, gate.node, source)?;
+    let (kind, alpha, limit) = gate_args(kind);
+    let args = LinearGatedArgs {
+        gate: gate.weight.layout.args(gate.weight.address),
+        up: up.weight.layout.args(up.weight.address),
+        x: lowering.value(source.x),
+        norm,
+        gate_bias: lowering.vector(gate.node, gate.bias)?,
+        up_bias: lowering.vector(up.node, up.bias)?,
+        y: lowering.value(y),
+        columns: lowering.row_count(lowering.rows(gate.x)),
+        outputs: gate.weight.spec.rows as u32,
+        kind,
+        alpha,
+        limit,
+        eps,
+        reserved: 0,
+    };
+    let label = labels(lowering.program().nodes().get(index..index + taken).unwrap_or_default());
+    let grid = [ctas(lowering, args.gate.row_tiles, 1), 1, 1];
+    let kernel = kernel_name("linear", "gated", gate.weight.spec.dtype);
+    let shared = args.gate.blocks * RECORD_BYTES;
+    lowering.launch(Launch::grid(&label, kernel, grid, [2 * GROUP_THREADS, 1, 1], shared, &args));
+    Ok(taken)
+}
+
+/// An expert product of one token over a quantised weight.
+struct ExpertProduct<'a> {
+    node: &'a Node,
+    x: ValueId,
+    experts: ValueId,
+    weight: &'a DeviceWeight,
+    bias: Option<WeightId>,
+    y: ValueId,
+    top_k: u32,
+    /// Whether x has one row for all experts.
+    shared: bool,
+}
+
+fn expert_product<'a>(
+    lowering: &Lowering<'a>,
+    index: usize,
+) -> Result<Option<ExpertProduct<'a>>, BackendError> {
+    let Some(node) = lowering.program().nodes().get(index) else { return Ok(None) };
+    let Op::MoeLinear { x, experts, weight, bias } = node.op else { return Ok(None) };
+    let weight = lowering.weight(node, weight)?;
+    let top_k = lowering.width(experts);
+    let shared = lowering.width(x) as usize == weight.spec.cols;
+    let rows = if shared { 1 } else { top_k };
+    let fits = is_single(lowering, RowSet::Tokens) && takes(lowering, weight, rows);
+    Ok(fits.then_some(ExpertProduct { node, x, experts, weight, bias, y: output(node)?, top_k, shared }))
+}
+
+fn moe_gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
+    let (Some(gate), Some(up)) = (expert_product(lowering, index)?, expert_product(lowering, index + 1)?)
+    else {
+        return Ok(0);
+    };
+    let shape = |product: &ExpertProduct<'_>| {
+        let spec = &product.weight.spec;
+        (product.x, product.experts, product.shared, spec.dtype, spec.rows, spec.experts)
+    };
+    let Some((kind, y)) = gate_of(lowering, index + 2, (gate.y, up.y))? else { return Ok(0) };
+    if shape(&gate) != shape(&up) || !gate.shared {
+        return Ok(0);
+    }
+    let (kind, alpha, limit) = gate_args(kind);
+    let args = MoeLinearGatedArgs {
+        gate: gate.weight.layout.args(gate.weight.address),
+        up: up.weight.layout.args(up.weight.address),
+        x: lowering.value(gate.x),
+        experts: lowering.value(gate.experts),
+        tokens: lowering.row_count(RowSet::Tokens),
+        gate_bias: lowering.vector(gate.node, gate.bias)?,
+        up_bias: lowering.vector(up.node, up.bias)?,
+        y: lowering.value(y),
+        outputs: gate.weight.spec.rows as u32,
+        top_k: gate.top_k,
+        expert_count: gate.weight.spec.experts as u32,
+        kind,
+        alpha,
+        limit,
+    };
+    let label = labels(lowering.program().nodes().get(index..index + 3).unwrap_or_default());
+    let grid = [ctas(lowering, args.gate.row_tiles * args.top_k, 1), 1, 1];
+    let kernel = kernel_name("moe_linear", "gated", gate.weight.spec.dtype);
+    let shared = args.gate.blocks * RECORD_BYTES;
+    lowering.launch(Launch::grid(&label, kernel, grid, [2 * GROUP_THREADS, 1, 1], shared, &args));
+    Ok(3)
+}
+
+fn moe_combined(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
+    let program = lowering.program();
+    let Some(down) = expert_product(lowering, index)? else { return Ok(0) };
+    let Some(combine) = program.nodes().get(index + 1) else { return Ok(0) };
+    let weights = match combine.op {
+        Op::MoeCombine { x, weights } if x == down.y && lowering.is_private(down.y) => weights,
+        _ => return Ok(0),
+    };
+    if down.shared && down.top_k > 1 {
+        return Ok(0);
+    }
+    let combined = output(combine)?;
+    let next = program.nodes().get(index + 2);
+    let residual = next.and_then(|next| residual_of(lowering, combined, next));
+    let (y, taken) = match (residual, next) {
+        (Some(_), Some(next)) => (output(next)?, 3),
+        _ => (combined, 2),
+    };
+    let args = MoeLinearCombinedArgs {
+        weight: down.weight.layout.args(down.weight.address),
+        x: lowering.value(down.x),
+        experts: lowering.value(down.experts),
+        weights: lowering.value(weights),
+        tokens: lowering.row_count(RowSet::Tokens),
+        bias: lowering.vector(down.node, down.bias)?,
+        residual: residual.map_or(DevicePtr::NULL, |value| lowering.value(value)),
+        y: lowering.value(y),
+        outputs: down.weight.spec.rows as u32,
+        top_k: down.top_k,
+        expert_count: down.weight.spec.experts as u32,
+        reserved: 0,
+    };
+    let label = labels(program.nodes().get(index..index + taken).unwrap_or_default());
+    let grid = [ctas(lowering, args.weight.row_tiles, 1), 1, 1];
+    let kernel = kernel_name("moe_linear", "combined", down.weight.spec.dtype);
+    let shared = down.top_k * args.weight.blocks * RECORD_BYTES;
+    lowering.launch(Launch::grid(&label, kernel, grid, [2 * GROUP_THREADS, 1, 1], shared, &args));
+    Ok(taken)
+}
+
+/// The units these rules need.
+pub(super) fn units() -> Vec<Unit> {
+    let of = |dtype: DType| {
+        let linear = format_unit_of(
+            "linear_single",
+            "linear_single.cu",
+            include_str!("../../../../cuda/linear_single.cu"),
+            dtype,
+            &[
+                ("LINEAR_SINGLE", kernel::<LinearSingleArgs>("linear", "single", dtype, GROUP_THREADS)),
+                ("LINEAR_GATED", kernel::<LinearGatedArgs>("linear", "gated", dtype, 2 * GROUP_THREADS)),
+            ],
+        );
+        let moe = format_unit_of(
+            "moe_linear_single",
+            "moe_linear_single.cu",
+            include_str!("../../../../cuda/moe_linear_single.cu"),
+            dtype,
+            &[
+                (
+                    "MOE_LINEAR_GATED",
+                    kernel::<MoeLinearGatedArgs>("moe_linear", "gated", dtype, 2 * GROUP_THREADS),
+                ),
+                (
+                    "MOE_LINEAR_COMBINED",
+                    kernel::<MoeLinearCombinedArgs>("moe_linear", "combined", dtype, 2 * GROUP_THREADS),
+                ),
+            ],
+        );
+        [linear, moe]
+    };
+    DType::ALL.into_iter().filter(|dtype| !is_plain(*dtype)).flat_map(of).collect()
+}
+
+fn kernel<A>(op: &str, shape: &str, dtype: DType, threads: u32) -> Kernel {
+    Kernel::of::<A>(kernel_name(op, shape, dtype), threads).with_shared(MAX_SHARED_BYTES)
+}
+
+#[cfg(test)]
+mod tests;

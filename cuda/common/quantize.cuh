@@ -1,0 +1,46 @@
+// Making activation records (common/activation.cuh) from f32, eight lanes to a block of 32.
+#pragma once
+#include "common/activation.cuh"
+
+struct alignas(16) Floats4 {
+    float at[4];
+};
+
+// Elements 4 part .. 4 part + 3 of a block, by the `part`-th of its eight adjacent lanes. All lanes of the warp call it.
+// `codes` points to the block's record as words; lanes whose `live` is false store nothing.
+__device__ __forceinline__ void quantize_block(const Floats4& x, u32 part, bool live, u32* codes, ActivationSums* sums) {
+    u32 magnitude = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const u32 bits = __float_as_uint(x.at[i]) & 0x7fffffffu;
+        magnitude = bits > magnitude ? bits : magnitude;
+    }
+#pragma unroll
+    for (int distance = 1; distance < 8; distance <<= 1) {
+        const u32 other = __shfl_xor_sync(0xffffffffu, magnitude, distance);
+        magnitude = other > magnitude ? other : magnitude;
+    }
+    const float largest = activation_largest(magnitude);
+    const float scale = largest / ACTIVATION_LARGEST;
+    const float inverse = ACTIVATION_LARGEST / largest;
+    i32 sum = 0;
+    u32 high = 0;
+    u32 low = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const i32 code = largest == largest ? __float2int_rn(x.at[i] * inverse) : 0;
+        sum += code;
+        // code = 256 high + low with low in -128..127.
+        high |= (u32)(((code + 128) >> 8) & 255) << (8 * i);
+        low |= (u32)(code & 255) << (8 * i);
+    }
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    const i32 other_half = __shfl_xor_sync(0xffffffffu, sum, 4);
+    if (!live) return;
+    // Lane t = part % 4 of the product, first or second half of the block.
+    codes += (part % 4) * 4 + part / 4;
+    codes[0] = high;
+    codes[2] = low;
+    if (part == 0) *sums = {scale, scale * (float)sum, scale * (float)other_half, 64 * (sum + other_half)};
+}
