@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::constraint::Constraint;
+
 /// How the next token is chosen. Values are already validated; see MODELS' order of operations in `sampler`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
@@ -25,6 +27,8 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
     /// Philox key; always known, so that it can be reported.
     pub seed: u64,
+    /// Which ids may come at all; one sequence's own.
+    pub constraint: Option<Constraint>,
     /// Report the chosen token's log-probability and this many alternatives; `None` = no report.
     pub logprobs: Option<usize>,
 }
@@ -42,6 +46,7 @@ impl Sampling {
             presence_penalty: 0.0,
             logit_bias: vec![],
             seed: 0,
+            constraint: None,
             logprobs: None,
         }
     }
@@ -182,6 +187,12 @@ pub enum EngineError {
     /// The deadline passed.
     #[error("deadline exceeded")]
     DeadlineExceeded,
+    /// The rules of [`Sampling::constraint`] could not be applied any more.
+    #[error("constraint: {reason}")]
+    Constraint {
+        /// What they said.
+        reason: String,
+    },
     /// The model produced NaN or infinite logits.
     #[error("non-finite logits")]
     NonFiniteLogits,

@@ -13,6 +13,7 @@
 mod batch;
 pub mod blocks;
 mod config;
+mod constraint;
 pub mod direct;
 mod handle;
 mod histogram;
@@ -28,6 +29,7 @@ mod stats;
 mod step_loop;
 
 pub use config::{EngineConfig, KvBudget, MAX_KV_GROUPS, StartError};
+pub use constraint::{Constraint, TokenRules};
 pub use handle::Engine;
 pub use histogram::{EngineHistograms, Histogram};
 pub use job::{EngineError, FinishReason, Job, JobStream, Sampling, TokenEvent, TokenLogprobs, Usage};

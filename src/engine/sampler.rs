@@ -4,8 +4,8 @@
 //! and presence penalties, log-probabilities) is added around it. Order, MODELS 6.1: bias, repetition, frequency,
 //! presence, then temperature and truncation. Log-probabilities are those of the raw logits.
 
-use worker_orcd_core::SampleRow;
 use worker_orcd_core::sampling::{SampleScratch, log_sum_exp, sample_row};
+use worker_orcd_core::{NO_TOKEN, SampleRow};
 
 use super::job::TokenLogprobs;
 use super::sequence::Sequence;
@@ -16,11 +16,28 @@ pub(super) struct Sampler {
     scratch: SampleScratch,
     logits: Vec<f32>,
     ids: Vec<u32>,
+    /// Logits of the ids that a constraint allows.
+    allowed: Vec<f32>,
 }
 
 impl Sampler {
     /// The next token of `sequence`; `NO_TOKEN` when the logits are unusable.
     pub(super) fn choose(&mut self, raw: &[f32], sequence: &Sequence) -> u32 {
+        let Some(constraint) = &sequence.sampling.constraint else { return self.choose_any(raw, sequence) };
+        let mut allowed = std::mem::take(&mut self.allowed);
+        allowed.clear();
+        allowed.extend_from_slice(raw);
+        constraint.mask(&mut allowed);
+        let id = self.choose_any(&allowed, sequence);
+        if id != NO_TOKEN {
+            constraint.accept(id);
+        }
+        self.allowed = allowed;
+        id
+    }
+
+    /// The next token of a sequence, constraint aside.
+    fn choose_any(&mut self, raw: &[f32], sequence: &Sequence) -> u32 {
         let row = sequence.sample_row();
         let sampling = &sequence.sampling;
         let distinct = &sequence.history.distinct;
@@ -82,6 +99,7 @@ mod tests {
 
     use tokio::sync::mpsc;
 
+    use super::super::constraint::{Constraint, TokenRules};
     use super::super::job::{Job, Sampling};
     use super::*;
 
@@ -116,6 +134,39 @@ mod tests {
         assert_eq!(choose(&raw, &[0], &[], Sampling::greedy()), 1);
         assert_eq!(choose(&raw, &[0], &[], biased(&[(2, 100.0)])), 2);
         assert_eq!(choose(&raw, &[0], &[], biased(&[(1, -100.0), (77, 5.0)])), 0);
+    }
+
+    /// Allows ids in turn, and fails when there is none.
+    struct InTurn(Vec<u32>);
+
+    impl TokenRules for InTurn {
+        fn mask(&mut self, logits: &mut [f32]) -> Result<(), String> {
+            let next = *self.0.first().ok_or("nothing left")?;
+            let others = logits.iter_mut().enumerate().filter(|(id, _)| *id != next as usize);
+            others.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+            Ok(())
+        }
+
+        fn accept(&mut self, id: u32) -> Result<(), String> {
+            if self.0.remove(0) == id { Ok(()) } else { Err("not allowed".into()) }
+        }
+    }
+
+    #[test]
+    fn a_constraint_outranks_logits_and_bias_and_ends_what_it_cannot_rule() {
+        let constraint = Constraint::of(Box::new(InTurn(vec![2, 0])));
+        let sampling = Sampling {
+            constraint: Some(constraint.clone()),
+            logit_bias: vec![(1, 100.0)],
+            temperature: 1.0,
+            ..Sampling::greedy()
+        };
+        let sequence = sequence(&[0], &[], sampling);
+        let mut sampler = Sampler::default();
+        let ids: Vec<u32> = (0..3).map(|_| sampler.choose(&[1.0, 2.0, 0.0], &sequence)).collect();
+        assert_eq!(ids, [2, 0, NO_TOKEN]);
+        assert_eq!(constraint.fault().as_deref(), Some("nothing left"));
+        assert!(!sequence.device_can_sample(100));
     }
 
     #[test]

@@ -202,6 +202,7 @@ impl Sequence {
     pub(super) fn device_can_sample(&self, max_penalty_tokens: usize) -> bool {
         let sampling = &self.sampling;
         sampling.logprobs.is_none()
+            && sampling.constraint.is_none()
             && sampling.logit_bias.is_empty()
             && !counts(sampling)
             && (!repeats(sampling) || self.history.distinct.len() <= max_penalty_tokens)

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use worker_orcd_core::{Backend, BackendError};
 
 use super::batch::Batch;
+use super::constraint::Constraint;
 use super::job::{EngineError, FinishReason};
 use super::plans::{Chooser, Plans};
 use super::sampler::Sampler;
@@ -222,7 +223,10 @@ impl StepLoop {
                 }
             };
             if id as usize >= vocab {
-                sequence.end(Err(EngineError::NonFiniteLogits));
+                let fault = sequence.sampling.constraint.as_ref().and_then(Constraint::fault);
+                let error =
+                    fault.map_or(EngineError::NonFiniteLogits, |reason| EngineError::Constraint { reason });
+                sequence.end(Err(error));
                 continue;
             }
             let histograms = &self.shared.histograms;

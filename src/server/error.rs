@@ -172,9 +172,10 @@ impl ApiError {
             EngineError::Cancelled => ErrorCode::Cancelled,
             EngineError::DeadlineExceeded => ErrorCode::InferenceTimeout,
             EngineError::Device { .. } if backend == "cuda" => ErrorCode::CudaError,
-            EngineError::InvalidJob { .. } | EngineError::NonFiniteLogits | EngineError::Device { .. } => {
-                ErrorCode::Internal
-            }
+            EngineError::InvalidJob { .. }
+            | EngineError::Constraint { .. }
+            | EngineError::NonFiniteLogits
+            | EngineError::Device { .. } => ErrorCode::Internal,
         };
         Self::of(code, error.to_string())
     }

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 
 use super::api_keys::{ApiKeys, KeyFileError};
 use super::error::{ApiError, ErrorCode};
+use super::openai::grammar::Grammars;
 use super::record::Tally;
 use super::registry::{Refusal, Registry};
 use super::worker::{ModelCard, Worker, WorkerHealth};
@@ -27,6 +28,8 @@ pub struct LoadedModel {
     pub tokenizer: Arc<Tokenizer>,
     /// How it is prompted with a conversation; `None` if nothing says so.
     pub chat: Option<Arc<ChatFormat>>,
+    /// Compiles schemas for its vocabulary, from the first request that brings one on.
+    pub grammars: Arc<OnceLock<Result<Arc<Grammars>, String>>>,
     /// The engine that runs it.
     pub worker: Box<dyn Worker>,
 }
@@ -130,7 +133,7 @@ impl ServerState {
         chat: Option<Arc<ChatFormat>>,
         worker: Box<dyn Worker>,
     ) -> Result<(), Box<LoadedModel>> {
-        let model = LoadedModel { card, tokenizer, chat, worker };
+        let model = LoadedModel { card, tokenizer, chat, grammars: Arc::default(), worker };
         self.model.set(model).map_err(Box::new)?;
         tracing::info!(event = "ready", load_ms = self.uptime().as_millis() as u64);
         Ok(())

@@ -147,7 +147,8 @@ fn every_part_at_fault_is_named() {
         ("tools", json!([{ "function": { "name": "f", "strict": true } }]), "tools[0].function.strict"),
         ("tool_choice", json!("required"), "tool_choice"),
         ("tool_choice", json!({ "type": "function", "function": { "name": "f" } }), "tool_choice"),
-        ("response_format", json!({ "type": "json_object" }), "response_format"),
+        ("response_format", json!("json"), "response_format"),
+        ("response_format", json!({ "type": "xml" }), "response_format"),
         ("response_format", json!({ "type": "json_schema", "json_schema": {} }), "response_format"),
         ("reasoning_effort", json!("enormous"), "reasoning_effort"),
         ("top_logprobs", json!(2), "top_logprobs"),
@@ -311,4 +312,67 @@ fn fifty_streams_at_once_are_each_their_own() {
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+fn with_schema(schema: &Value) -> Value {
+    json!({ "type": "json_schema", "json_schema": { "name": "s", "schema": schema, "strict": true } })
+}
+
+#[test]
+fn json_is_promised_and_kept() {
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "kind": { "enum": ["cat", "dog"] },
+            "legs": { "type": "integer", "minimum": 0, "maximum": 99 },
+            "names": { "type": "array", "items": { "type": "string", "maxLength": 8 }, "maxItems": 3 },
+        },
+        "required": ["kind", "legs", "names"],
+        "additionalProperties": false,
+    });
+    let template = Server::start_chat(&[], mock::byte_tokenizer(), Some(TEMPLATE));
+    let harmony = Server::start_chat(&[], mock::harmony_tokenizer(), None);
+    for server in [&template, &harmony] {
+        for seed in 1..6 {
+            let body = json!({ "messages": user("x"), "response_format": with_schema(&schema), "seed": seed * 77777,
+                "max_tokens": 2000, "n": 2 });
+            let whole = chat(server, &body).json();
+            for choice in whole["choices"].as_array().unwrap() {
+                assert_eq!(choice["finish_reason"], "stop", "{whole}");
+                let content = choice["message"]["content"].as_str().unwrap();
+                let value: Value = serde_json::from_str(content).unwrap_or_else(|e| panic!("{e}: {content}"));
+                assert!(value["kind"] == "cat" || value["kind"] == "dog", "{content}");
+                assert!(value["legs"].as_u64().is_some_and(|legs| legs < 100), "{content}");
+                assert!(value["names"].as_array().is_some_and(|names| names.len() <= 3), "{content}");
+                assert_eq!(value.as_object().unwrap().len(), 3, "{content}");
+            }
+        }
+    }
+    let prompt = harmony.worker.submitted.lock().unwrap()[0].prompt.clone();
+    let shown = harmony.state.model().unwrap().tokenizer.decode(&prompt);
+    assert!(shown.contains("\"legs\"") && shown.ends_with("final"), "{shown}");
+    let body = json!({ "messages": user("x"), "response_format": { "type": "json_object" }, "seed": 5, "stream": true,
+        "max_tokens": 2000 });
+    let (content, _, _, reason) = gathered(&chat(&template, &body).chunks());
+    assert_eq!(reason, "stop", "{content}");
+    assert!(serde_json::from_str::<Value>(&content).unwrap().is_object(), "{content}");
+}
+
+#[test]
+fn a_schema_that_cannot_be_enforced_is_refused() {
+    let server = plain(&[]);
+    for schema in [
+        json!({ "type": "nonsense" }),
+        json!({ "$ref": "#/nowhere" }),
+        json!({ "type": "object", "properties": { "a": { "type": "string", "pattern": "(((" } } }),
+        json!({ "enum": ["x".repeat(70_000)] }),
+        json!({ "type": "array", "items": { "type": "string" }, "uniqueItems": true }),
+    ] {
+        let body = json!({ "messages": user("x"), "response_format": with_schema(&schema) });
+        assert_eq!(refused(&server, &body, "response_format"), "invalid_json_schema");
+    }
+    let body =
+        json!({ "messages": user("x"), "response_format": { "type": "json_object" }, "tools": weather() });
+    assert_eq!(refused(&server, &body, "response_format"), "unsupported_value");
+    assert!(server.worker.submitted.lock().unwrap().is_empty());
 }

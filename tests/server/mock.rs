@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use worker_orcd::engine::{
-    EngineError, EngineHistograms, EngineStats, FinishReason, Health, Histogram, Job, JobStream, TokenEvent,
-    TokenLogprobs, Usage,
+    Constraint, EngineError, EngineHistograms, EngineStats, FinishReason, Health, Histogram, Job, JobStream,
+    TokenEvent, TokenLogprobs, Usage,
 };
 use worker_orcd::server::worker::{ModelCard, Worker, WorkerHealth};
 use worker_orcd::text::{SpecialIds, Tokenizer, VocabSource};
@@ -91,7 +91,9 @@ impl Worker for MockWorker {
         }
         self.submitted.lock().unwrap().push(job.clone());
         let (events, receiver) = mpsc::channel(job.max_tokens + 1);
-        let said = self.script.lock().unwrap().clone().unwrap_or_else(|| job.prompt.clone());
+        let constrained = job.sampling.constraint.as_ref().map(|constraint| ruled(constraint, &job));
+        let said =
+            constrained.or_else(|| self.script.lock().unwrap().clone()).unwrap_or_else(|| job.prompt.clone());
         let ended_early = std::sync::Arc::clone(&self.ended_early);
         self.runtime.spawn(async move {
             tokio::select! {
@@ -136,6 +138,32 @@ fn kind(job_id: &str) -> &str {
     const KINDS: [&str; 10] =
         ["slow", "endless", "hang", "oom", "nan", "device", "vanish", "full", "long", "stoptoken"];
     job_id.split('-').find(|word| KINDS.contains(word)).unwrap_or_default()
+}
+
+/// What a model at random would say under the constraint: logits are hashes, those of ends and closing marks larger.
+fn ruled(constraint: &Constraint, job: &Job) -> Vec<u32> {
+    let mut random = job.sampling.seed | 1;
+    let mut said = vec![];
+    while said.len() < job.max_tokens {
+        let mut logits: Vec<f32> = (0..264)
+            .map(|id: u32| {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let closes = id > 255 || b"\"}]".contains(&(id as u8));
+                (random % 1000) as f32 + if closes { 900.0 } else { 0.0 }
+            })
+            .collect();
+        constraint.mask(&mut logits);
+        let best = (0..264).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        assert!(logits[best].is_finite(), "{:?}", constraint.fault());
+        constraint.accept(best as u32);
+        said.push(best as u32);
+        if job.stop_ids.contains(&(best as u32)) {
+            break;
+        }
+    }
+    said
 }
 
 /// Falls by one from -0.5 on.

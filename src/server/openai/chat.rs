@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`: the next message of a conversation.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::admission::{Admitted, Prompts, submit};
 use super::answers::TokenReport;
+use super::grammar::{Grammars, Schema};
 use super::parameters::{MAX_TOP_LOGPROBS, Parameters};
 use super::reply::{Head, Whole, Wire, reply};
 use super::{error, messages, refused};
@@ -20,9 +21,9 @@ use crate::server::record::{self, Outcome};
 use crate::server::state::{LoadedModel, ServerState};
 use crate::text::chat::{
     ChatError, ChatFormat, Conversation, OutputEvent, OutputParser, ParserOptions, ReasoningEffort,
-    RenderOptions,
+    RenderOptions, ResponseFormat,
 };
-use crate::text::{DecodeOptions, Tokenizer};
+use crate::text::{DecodeOptions, SpecialParsing, Tokenizer};
 
 /// `POST /v1/chat/completions`.
 pub async fn chat_completions(State(state): State<Arc<ServerState>>, request: Request) -> Response {
@@ -50,12 +51,20 @@ async fn answer(
     if fields.switch("skip_special_tokens")? == Some(false) {
         return Err(refused::unsupported("skip_special_tokens"));
     }
-    text_response(&mut fields)?;
     let single_call = fields.switch("parallel_tool_calls")? == Some(false);
-    let chat = Chat::take(&mut fields, model)?;
+    let format = AnswerFormat::take(&mut fields)?;
+    let chat = Chat::take(&mut fields, model, format)?;
     let tool_names: Vec<String> = chat.options.tools.iter().map(|tool| tool.name.clone()).collect();
     let format = Arc::clone(&chat.format);
-    let prompts = off_thread(&mut job, deadline, move || chat.prompts()).await?;
+    let work = {
+        let (tokenizer, grammars) = (Arc::clone(tokenizer), Arc::clone(&model.grammars));
+        move || {
+            let schema = chat.schema(&tokenizer, &grammars)?;
+            Ok((chat.opened(&tokenizer), schema, chat.prompts(&tokenizer)?))
+        }
+    };
+    let (opened, schema, prompts) = off_thread(&mut job, deadline, work).await?;
+    parameters.schema = schema;
 
     let head = Head::begin(state, &id);
     let parser = |_| {
@@ -64,7 +73,9 @@ async fn answer(
             call_id_prefix: format!("call_{}_", &random::uuid()[..8]),
             decode: DecodeOptions { stops: parameters.stop.clone(), ..DecodeOptions::default() },
         };
-        OutputParser::for_model(tokenizer, &format, options)
+        let mut parser = OutputParser::for_model(tokenizer, &format, options);
+        opened.iter().for_each(|&id| drop(parser.push(id)));
+        parser
     };
     let mut answers = submit(state, model, (id, job, deadline), prompts, &parameters, parser)?;
     if single_call {
@@ -85,16 +96,48 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     Ok(wanted.then_some(top.unwrap_or(0) as usize))
 }
 
-/// Text is the only format that can be promised.
-fn text_response(fields: &mut Fields) -> Result<(), ApiError> {
-    let Some(format) = fields.object("response_format")? else { return Ok(()) };
-    if format.get("type").and_then(Value::as_str) == Some("text") {
-        return Ok(());
+/// `response_format`: text, or JSON that keeps to a schema.
+#[derive(Clone, Debug)]
+pub enum AnswerFormat {
+    /// Anything.
+    Text,
+    /// What the schema allows.
+    Json {
+        /// The schema.
+        schema: Value,
+        /// What models that know of schemas are shown.
+        shown: Option<ResponseFormat>,
+    },
+}
+
+impl AnswerFormat {
+    /// Takes the field.
+    ///
+    /// # Errors
+    ///
+    /// 400 for another format, or a schema that is no object.
+    pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        let Some(format) = fields.object("response_format")? else { return Ok(Self::Text) };
+        match format.get("type").and_then(Value::as_str) {
+            Some("text") => Ok(Self::Text),
+            Some("json_object") => Ok(Self::Json { schema: json!({ "type": "object" }), shown: None }),
+            Some("json_schema") => {
+                let described = format.get("json_schema").unwrap_or(&Value::Null);
+                let text = |field: &str| described.get(field).and_then(Value::as_str).map(str::to_owned);
+                let schema = described.get("schema").filter(|schema| schema.is_object()).cloned();
+                let rule = "expected json_schema: {name, schema} with an object for schema";
+                let schema = schema.ok_or_else(|| ApiError::invalid("response_format", rule))?;
+                let (name, description) =
+                    (text("name").unwrap_or_else(|| "answer".into()), text("description"));
+                let shown = Some(ResponseFormat { name, description, schema: schema.clone() });
+                Ok(Self::Json { schema, shown })
+            }
+            _ => Err(ApiError {
+                detail: Some("unsupported_value"),
+                ..ApiError::invalid("response_format", "expected type text, json_object or json_schema")
+            }),
+        }
     }
-    Err(ApiError {
-        detail: Some("unsupported_value"),
-        ..ApiError::invalid("response_format", "this worker supports type text")
-    })
 }
 
 /// What is rendered into a prompt.
@@ -106,6 +149,7 @@ pub struct Chat {
     pub conversation: Conversation,
     /// Everything else the prompt depends on.
     pub options: RenderOptions,
+    answer: AnswerFormat,
     messages: Value,
 }
 
@@ -115,7 +159,7 @@ impl Chat {
     /// # Errors
     ///
     /// 400 that names the place at fault, also for a model that nobody told how conversations look.
-    pub fn take(fields: &mut Fields, model: &LoadedModel) -> Result<Self, ApiError> {
+    pub fn take(fields: &mut Fields, model: &LoadedModel, answer: AnswerFormat) -> Result<Self, ApiError> {
         let no_template =
             "this model has no usable chat template; its operator can name one with --chat-template";
         let format = model.chat.as_ref().ok_or_else(|| ApiError::invalid("messages", no_template))?;
@@ -126,12 +170,23 @@ impl Chat {
             reasoning_effort: reasoning_effort(fields)?,
             add_generation_prompt: fields.switch("add_generation_prompt")?.unwrap_or(true),
             template_variables: fields.object("chat_template_kwargs")?.unwrap_or_default(),
+            response_format: match &answer {
+                AnswerFormat::Json { shown, .. } => shown.clone(),
+                AnswerFormat::Text => None,
+            },
             ..RenderOptions::default()
         };
+        if matches!(answer, AnswerFormat::Json { .. }) && !options.tools.is_empty() {
+            let rule = "JSON is not promised where the model may call tools instead";
+            return Err(ApiError {
+                detail: Some("unsupported_value"),
+                ..ApiError::invalid("response_format", rule)
+            });
+        }
         if fields.get("chat_template").is_some() {
             return Err(refused::unsupported("chat_template"));
         }
-        Ok(Self { format: Arc::clone(format), conversation, options, messages })
+        Ok(Self { format: Arc::clone(format), conversation, options, answer, messages })
     }
 
     /// The one prompt. Takes the processor's time.
@@ -139,13 +194,46 @@ impl Chat {
     /// # Errors
     ///
     /// 400 for a conversation that the model's template refuses.
-    pub fn prompts(self) -> Result<Prompts, ApiError> {
-        let ids =
+    pub fn prompts(&self, tokenizer: &Tokenizer) -> Result<Prompts, ApiError> {
+        let mut ids =
             self.format.render(&self.conversation, &self.options).map_err(|error| unrendered(&error))?;
         if ids.is_empty() {
             return Err(ApiError::invalid("messages", "the model's chat template makes no prompt of them"));
         }
+        ids.extend(self.opened(tokenizer));
         Ok(Prompts { ids: vec![ids], print: TextPrint::of(&self.messages.to_string()) })
+    }
+
+    /// What the prompt says of the answer already. A model that answers in harmony is brought straight to its final
+    /// message when that must keep to a schema: what it might write before could not be held to anything.
+    pub fn opened(&self, tokenizer: &Tokenizer) -> Vec<u32> {
+        match (&self.answer, self.format.harmony_markers()) {
+            (AnswerFormat::Json { .. }, Some(markers)) => {
+                let name = tokenizer.encode("final", SpecialParsing::Plain);
+                [&[markers.channel], &name[..], &[markers.message]].concat()
+            }
+            _ => vec![],
+        }
+    }
+
+    /// The rules the answer keeps to. Takes the processor's time.
+    ///
+    /// # Errors
+    ///
+    /// 400 for a schema that cannot be enforced.
+    pub fn schema(
+        &self,
+        tokenizer: &Arc<Tokenizer>,
+        grammars: &OnceLock<Result<Arc<Grammars>, String>>,
+    ) -> Result<Option<Schema>, ApiError> {
+        let AnswerFormat::Json { schema, .. } = &self.answer else { return Ok(None) };
+        let grammars = grammars.get_or_init(|| Grammars::of(tokenizer).map(Arc::new)).as_ref();
+        let grammars = grammars.map_err(|reason| ApiError::invalid("response_format", reason))?;
+        let end_ids = match self.format.harmony_markers() {
+            Some(markers) => vec![markers.done],
+            None => tokenizer.stop_ids().to_vec(),
+        };
+        grammars.compile(schema.clone(), end_ids).map(Some)
     }
 }
 

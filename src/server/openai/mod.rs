@@ -9,6 +9,7 @@ pub mod answers;
 pub mod chat;
 pub mod completions;
 pub mod error;
+pub mod grammar;
 pub mod messages;
 pub mod models;
 pub mod parameters;

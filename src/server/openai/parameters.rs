@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::grammar::Schema;
 use super::refused;
 use crate::engine::Sampling;
 use crate::random;
@@ -40,6 +41,8 @@ pub struct Parameters {
     pub stream: bool,
     /// Let the stream's last chunk count tokens.
     pub include_usage: bool,
+    /// What every answer keeps to.
+    pub schema: Option<Schema>,
     /// Whose cached prefixes may be shared.
     pub cache_salt: Option<String>,
 }
@@ -83,6 +86,7 @@ impl Parameters {
             choices: fields.integer("n", 1, MAX_CHOICES as u64)?.unwrap_or(1) as usize,
             stream,
             include_usage,
+            schema: None,
             cache_salt: cache_salt(fields)?,
         })
     }
@@ -116,7 +120,11 @@ impl Parameters {
 
     /// Sampling of one of several answers: the first has the request's seed, the others seeds that follow from it.
     pub fn sampling_of(&self, choice: usize) -> Sampling {
-        Sampling { seed: self.sampling.seed.wrapping_add(choice as u64), ..self.sampling.clone() }
+        Sampling {
+            seed: self.sampling.seed.wrapping_add(choice as u64),
+            constraint: self.schema.as_ref().map(Schema::constraint),
+            ..self.sampling.clone()
+        }
     }
 }
 
@@ -161,6 +169,7 @@ fn sampling(fields: &mut Fields, vocab_size: usize) -> Result<Sampling, ApiError
         presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
         logit_bias: logit_bias(fields.object("logit_bias")?.unwrap_or_default(), vocab_size)?,
         seed: seed(fields)?,
+        constraint: None,
         logprobs: None,
     })
 }

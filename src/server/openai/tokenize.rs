@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::admission::MAX_BODY_BYTES;
-use super::chat::{Chat, unrendered};
+use super::chat::{AnswerFormat, Chat, unrendered};
 use super::error;
 use super::parameters::{named_model, token_ids};
 use crate::server::body::Fields;
@@ -56,8 +56,11 @@ async fn tokens(state: &ServerState, request: Request) -> Result<Value, ApiError
     let tokenizer = Arc::clone(&model.tokenizer);
     let with_strings = fields.switch("return_token_strs")?.unwrap_or(false);
     let ids = if fields.get("messages").is_some() {
-        let chat = Chat::take(&mut fields, model)?;
-        spawn(move || Ok(chat.prompts()?.ids.concat())).await?
+        let chat = Chat::take(&mut fields, model, AnswerFormat::Text)?;
+        {
+            let tokenizer = Arc::clone(&tokenizer);
+            spawn(move || Ok(chat.prompts(&tokenizer)?.ids.concat())).await?
+        }
     } else {
         let (field, add_field) = if fields.get("content").is_some() {
             ("content", "add_special")
@@ -105,7 +108,7 @@ async fn text(state: &ServerState, request: Request) -> Result<Value, ApiError> 
 
 async fn prompt(state: &ServerState, request: Request) -> Result<Value, ApiError> {
     let (model, mut fields) = read(state, request).await?;
-    let chat = Chat::take(&mut fields, model)?;
+    let chat = Chat::take(&mut fields, model, AnswerFormat::Text)?;
     let render = move || {
         chat.format.render_text(&chat.conversation, &chat.options).map_err(|error| unrendered(&error))
     };
