@@ -329,7 +329,8 @@ __device__ __forceinline__ RowShape row_shape(const AttentionArgs& args) {
 }
 
 // Rows g and g + 8 of a warp whose first token is `first`; `end` bounds the tokens.
-__device__ __forceinline__ LaneRows lane_rows(const RowShape& shape, u32 first, u32 end, u32 kv_head, u32 head_group, u32 lane) {
+__device__ __forceinline__ LaneRows lane_rows(const RowShape& shape, u32 first, u32 end, u32 kv_head,
+                                              u32 head_group, u32 lane) {
     LaneRows rows;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
