@@ -5,6 +5,7 @@
 //! hands the weights to a backend, [`Model::record`] records programs over them.
 
 mod config;
+mod content;
 mod gpt2;
 mod gpt_oss;
 mod kind;
@@ -27,7 +28,7 @@ pub use kind::quant_kind;
 pub use layers::{Attention, ExpertProjection, FeedForward, Layer, Norm, Projection, Rotary, Transformer};
 pub use weights::{WeightEntry, WeightSource};
 
-use crate::gguf::{Gguf, GgufError, validate_rows};
+use crate::gguf::{Gguf, GgufError};
 
 /// Why a file is not a model we can run.
 #[derive(Debug, thiserror::Error)]
@@ -262,7 +263,7 @@ impl Model {
         &self.specs
     }
 
-    /// Hands every weight to the backend, checking quantised scales on the way. `progress` hears the bytes done so far.
+    /// Hands every weight to the backend, after checking every quantised scale. `progress` hears the bytes done so far.
     ///
     /// # Errors
     /// Scales that are not finite, or whatever the backend says.
@@ -273,11 +274,9 @@ impl Model {
         chunk_bytes: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), ModelError> {
+        content::check(gguf, &self.weights)?;
         let mut done = 0;
         for (index, entry) in self.weights.iter().enumerate() {
-            if let (true, WeightSource::Stored { tensor, ranges }) = (entry.is_quantised(), &entry.source) {
-                Self::check_content(gguf, *tensor, ranges).map_err(|error| error.in_file(gguf))?;
-            }
             let id = entry.with_chunks(gguf, chunk_bytes, |chunks| backend.upload(&entry.spec, chunks))?;
             if id.0 as usize != index {
                 let reason = format!("backend numbered it {}, expected {index}", id.0);
@@ -287,23 +286,6 @@ impl Model {
             progress(done);
         }
         Ok(gguf.check_unchanged()?)
-    }
-
-    fn check_content(
-        gguf: &Gguf,
-        tensor: usize,
-        ranges: &[std::ops::Range<usize>],
-    ) -> Result<(), ModelError> {
-        let Some(info) = gguf.tensors().get(tensor) else { return Ok(()) };
-        let bytes = gguf.tensor_bytes(info);
-        for range in ranges {
-            let part = bytes.get(range.clone()).unwrap_or_default();
-            validate_rows(info.dtype, part).map_err(|fault| ModelError::Content {
-                name: info.name().to_owned(),
-                reason: fault.to_string(),
-            })?;
-        }
-        Ok(())
     }
 }
 
