@@ -8,6 +8,7 @@
 mod attention;
 mod elementwise;
 mod embed;
+mod fuse_experts;
 mod fuse_norm;
 mod fuse_position;
 mod fuse_router;
@@ -103,6 +104,7 @@ pub(crate) const RULES: &[Rule] = &[
     single::PRODUCTS,
     single::MOE_GATED,
     single::MOE_COMBINED,
+    fuse_experts::GATED,
     fuse_norm::QUANTIZE,
     fuse_position::ROTATE_AND_STORE,
     linear::SHARE_INPUT,
@@ -116,6 +118,7 @@ pub(crate) fn units() -> Vec<Unit> {
         layout::units(),
         embed::units(),
         norm::units(),
+        fuse_experts::units(),
         fuse_norm::units(),
         fuse_position::units(),
         fuse_router::units(),

@@ -24,7 +24,7 @@ const ROUTE_THREADS: u32 = 1024;
 /// `struct Routing`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-struct RoutingArgs {
+pub(super) struct RoutingArgs {
     experts: DevicePtr,
     tokens: DevicePtr,
     offsets: DevicePtr,
@@ -77,18 +77,18 @@ struct MoeLinearRouteArgs {
 pub(super) const SHARE_INPUT: Rule = Rule { name: "moe_linear.share_input", apply: share_input };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Operands {
-    x: ValueId,
-    experts: ValueId,
-    weight: WeightId,
-    bias: Option<WeightId>,
+pub(super) struct Operands {
+    pub(super) x: ValueId,
+    pub(super) experts: ValueId,
+    pub(super) weight: WeightId,
+    pub(super) bias: Option<WeightId>,
 }
 
 /// What the product kernels of one input share.
 #[derive(Clone, Copy, Debug)]
-struct Prepared {
-    activations: Option<ActivationArgs>,
-    routing: RoutingArgs,
+pub(super) struct Prepared {
+    pub(super) activations: Option<ActivationArgs>,
+    pub(super) routing: RoutingArgs,
 }
 
 /// Emits the launches of a node.
@@ -135,7 +135,7 @@ fn share_input(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backe
     Ok(taken)
 }
 
-fn operands(node: &Node) -> Result<Operands, BackendError> {
+pub(super) fn operands(node: &Node) -> Result<Operands, BackendError> {
     match node.op {
         Op::MoeLinear { x, experts, weight, bias } => Ok(Operands { x, experts, weight, bias }),
         _ => Err(program_error(node, "is no expert product".to_owned())),
@@ -144,7 +144,7 @@ fn operands(node: &Node) -> Result<Operands, BackendError> {
 
 /// How the pairs of a step of at most `tokens` tokens are spread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Spread {
+pub(super) enum Spread {
     /// One CTA row per pair.
     Pair,
     /// One CTA row per expert, eight pairs at a time.
@@ -155,7 +155,7 @@ enum Spread {
     Sweep,
 }
 
-fn spread(tokens: u32, top_k: u32) -> Spread {
+pub(super) fn spread(tokens: u32, top_k: u32) -> Spread {
     match tokens {
         ..=1 => Spread::Pair,
         _ if tokens * top_k > MAX_SCANNED_PAIRS => Spread::Sweep,
@@ -164,7 +164,11 @@ fn spread(tokens: u32, top_k: u32) -> Spread {
     }
 }
 
-fn prepare(lowering: &mut Lowering<'_>, node: &Node, operands: Operands) -> Result<Prepared, BackendError> {
+pub(super) fn prepare(
+    lowering: &mut Lowering<'_>,
+    node: &Node,
+    operands: Operands,
+) -> Result<Prepared, BackendError> {
     let weight = lowering.weight(node, operands.weight)?;
     let top_k = lowering.width(operands.experts);
     let shared = lowering.width(operands.x) as usize == weight.spec.cols;

@@ -192,3 +192,24 @@ fn a_split_attention_of_few_heads_joins_its_tiles_itself() {
         }
     }
 }
+
+#[test]
+fn expert_layers_fuse_for_few_tokens_and_stay_apart_when_tapped() {
+    let case =
+        cases().unwrap().into_iter().find(|case| case.name.starts_with("block(Experts,MXFP4)")).unwrap();
+    let mut few = 0;
+    for (step, lowered) in case.steps.iter().zip(lowered(&case, DEVICES[2])) {
+        let tokens = step.program.shape().tokens;
+        let count = |name: &str| lowered.launches.iter().filter(|launch| launch.kernel == name).count();
+        if (2..=16).contains(&tokens) {
+            assert_eq!(count("moe_linear_split_gated_f32_mxfp4"), 2, "{tokens} tokens");
+            assert_eq!(count("swiglu_f32"), 0, "{tokens} tokens");
+            few += 1;
+        } else {
+            assert_eq!(count("moe_linear_split_gated_f32_mxfp4"), 0, "{tokens} tokens");
+        }
+    }
+    assert!(few > 0, "no step of the case has few tokens");
+    let tapped = kernel_counts("block(Experts,MXFP4,tapped)");
+    assert_eq!((tapped.get("swiglu_f32"), tapped.get("moe_combine_f32")), (Some(&2), Some(&2)));
+}
