@@ -71,3 +71,34 @@ fn check_piece(gguf: &Gguf, piece: &Piece<'_>) -> Result<(), ModelError> {
         reason: fault.to_string(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::forge::forge;
+    use crate::model::{Model, ModelOptions};
+
+    #[test]
+    fn a_scale_that_is_not_finite_is_found_wherever_it_lies() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        forge("tiny-gpt-oss", 1, &path).unwrap();
+        let open = || Gguf::open(&path).unwrap();
+        let checked = |gguf: &Gguf| check(gguf, &Model::new(gguf, ModelOptions::default()).unwrap().weights);
+        checked(&open()).unwrap();
+        let name = "blk.2.ffn_down_exps.weight";
+        let (offset, bytes) = {
+            let gguf = open();
+            let tensor = gguf.tensor(name).unwrap();
+            (tensor.offset() as usize, tensor.bytes as usize)
+        };
+        let good = std::fs::read(&path).unwrap();
+        for at in [offset, offset + bytes - 17] {
+            let mut bad = good.clone();
+            bad[at] = 0xff;
+            std::fs::write(&path, bad).unwrap();
+            let error = checked(&open()).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}
