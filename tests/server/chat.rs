@@ -311,7 +311,9 @@ fn fifty_streams_at_once_are_each_their_own() {
             })
         })
         .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
 }
 
 fn with_schema(schema: &Value) -> Value {

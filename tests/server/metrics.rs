@@ -106,14 +106,14 @@ fn every_request_is_counted_once_by_its_end() {
         ("tool_calls", 0.0),
     ] {
         assert_eq!(
-            samples[&format!("worker_requests_total{{outcome=\"{outcome}\"}}")],
-            expected,
+            samples.get(&format!("worker_requests_total{{outcome=\"{outcome}\"}}")),
+            Some(&expected),
             "{outcome}"
         );
     }
-    assert_eq!(samples["worker_inference_duration_ms_count"], 4.0);
-    assert_eq!(samples["vllm:request_success_total{finished_reason=\"abort\"}"], 1.0);
-    assert_eq!(samples["vllm:request_success_total{finished_reason=\"stop\"}"], 1.0);
+    assert_eq!(samples.get("worker_inference_duration_ms_count"), Some(&4.0));
+    assert_eq!(samples.get("vllm:request_success_total{finished_reason=\"abort\"}"), Some(&1.0));
+    assert_eq!(samples.get("vllm:request_success_total{finished_reason=\"stop\"}"), Some(&1.0));
 }
 
 #[test]

@@ -96,7 +96,7 @@ pub fn submit(
     state: &ServerState,
     model: &LoadedModel,
     request: (String, LiveJob, Instant),
-    prompts: Prompts,
+    prompts: &Prompts,
     parameters: &Parameters,
     parser: impl Fn(usize) -> OutputParser,
 ) -> Result<Answers, ApiError> {

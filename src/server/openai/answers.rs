@@ -110,7 +110,7 @@ impl Answers {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.choices.len()
     }
 

@@ -74,10 +74,12 @@ async fn answer(
             decode: DecodeOptions { stops: parameters.stop.clone(), ..DecodeOptions::default() },
         };
         let mut parser = OutputParser::for_model(tokenizer, &format, options);
-        opened.iter().for_each(|&id| drop(parser.push(id)));
+        for &id in &opened {
+            parser.push(id);
+        }
         parser
     };
-    let mut answers = submit(state, model, (id, job, deadline), prompts, &parameters, parser)?;
+    let mut answers = submit(state, model, (id, job, deadline), &prompts, &parameters, parser)?;
     if single_call {
         answers.end_at_first_call();
     }

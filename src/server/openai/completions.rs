@@ -64,11 +64,11 @@ async fn answer(
     let decode = DecodeOptions { continues_text: true, show_special, stops: parameters.stop.clone() };
     let head = Head::begin(state, &id);
     let parser = |_| OutputParser::Plain(PlainParser::new(Arc::clone(tokenizer), &decode));
-    let answers = submit(state, model, (id, job, deadline), prompts, &parameters, parser)?;
+    let answers = submit(state, model, (id, job, deadline), &prompts, &parameters, parser)?;
     let wire = TextWire {
         tokenizer: Arc::clone(tokenizer),
         top_logprobs: parameters.sampling.logprobs,
-        offsets: vec![0; answers.len()],
+        offsets: vec![0; answers.count()],
     };
     Ok(reply(answers, wire, head, parameters.stream, parameters.include_usage).await)
 }
@@ -111,11 +111,15 @@ impl Prompt {
         let mut print = TextPrint::default();
         let ids = match self {
             Self::Texts(texts) => {
-                texts.iter().for_each(|text| print.push(text));
+                for text in &texts {
+                    print.push(text);
+                }
                 texts.iter().map(|text| prompt_ids(tokenizer, text)).collect()
             }
             Self::Ids(ids) => {
-                ids.iter().for_each(|ids| print.push(&tokenizer.decode(ids)));
+                for ids in &ids {
+                    print.push(&tokenizer.decode(ids));
+                }
                 ids
             }
         };

@@ -83,7 +83,7 @@ pub fn unsupported(field: &'static str) -> ApiError {
 fn is(value: &Value, neutral: &str) -> bool {
     match (value.as_f64(), neutral.parse::<f64>()) {
         (Some(value), Ok(neutral)) => value.total_cmp(&neutral).is_eq(),
-        _ => value.to_string() == neutral,
+        _ => serde_json::from_str::<Value>(neutral).is_ok_and(|neutral| neutral == *value),
     }
 }
 

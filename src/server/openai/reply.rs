@@ -134,7 +134,7 @@ pub async fn reply<W: Wire>(
     // Every chunk begins with the same members; only `choices` differs.
     let chunk_head = chunk.strip_suffix('}').unwrap_or_default().to_owned();
     let mut chunks = Chunks { answers, wire, chunk_head, include_usage, due: VecDeque::new() };
-    for choice in 0..chunks.answers.len() {
+    for choice in 0..chunks.answers.count() {
         if let Some(opening) = chunks.wire.opening(choice) {
             chunks.push(&opening);
         }
@@ -143,7 +143,7 @@ pub async fn reply<W: Wire>(
 }
 
 async fn collect<W: Wire>(answers: &mut Answers, wire: W, head: &Head) -> Result<Value, ApiError> {
-    let mut wholes: Vec<Whole> = vec![Whole::default(); answers.len()];
+    let mut wholes: Vec<Whole> = vec![Whole::default(); answers.count()];
     let totals = loop {
         match std::future::poll_fn(|cx| answers.poll_said(cx)).await {
             Some(Said::Piece { choice, event, reports }) => {
