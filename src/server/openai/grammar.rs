@@ -116,9 +116,9 @@ impl Grammars {
             )));
         }
         if let Value::Object(members) = &mut schema {
-            // A model that is at a loss may write blanks until its last token. Options of the client's own could turn
-            // enforcement off: they are replaced.
-            members.insert("x-guidance".into(), json!({ "whitespace_pattern": "[\\x20\\x0A]{1,32}" }));
+            // A model at a loss would write blanks until its last token: one space may stand between two marks. Options
+            // of the client's own could turn enforcement off: they are replaced.
+            members.insert("x-guidance".into(), json!({ "whitespace_pattern": "\\x20" }));
         }
         let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
         let mut matcher = Matcher::new(parser);
