@@ -38,7 +38,7 @@ __device__ __forceinline__ Run next_run(const AttentionArgs& args, u32 begin, u3
     return run;
 }
 
-KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS) {
+KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS, 2) {
     __shared__ QueryFragments<D> queries[ATTENTION_WARPS];
     wait_for_previous_kernel();
     allow_next_kernel();
@@ -72,8 +72,8 @@ KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS) {
         for (u32 tile = run.first_tile; tile <= run.last / ATTENTION_TILE; ++tile) {
             RowSoftmax softmax[2];
             RowOutputs<D> tile_out;
-            attend_tile<D>(args, queries[warp], unscale, position, run.sequence, kv_head, tile, run.last, lane, softmax,
-                           tile_out);
+            attend_tile<D, 2, 0>(args, queries[warp], unscale, position, run.sequence, kv_head, tile, run.last, lane, softmax,
+                                 tile_out);
             const JoinFactors factors[2] = {join(state[0], softmax[0]), join(state[1], softmax[1])};
 #pragma unroll
             for (int n = 0; n < D / 8; ++n)
@@ -134,7 +134,7 @@ __device__ __forceinline__ void join_tiles(const AttentionArgs& args, u32 token,
     }
 }
 
-KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS) {
+KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS, 2) {
     __shared__ QueryFragments<D> queries[ATTENTION_WARPS];
     __shared__ bool is_last;
     wait_for_previous_kernel();
@@ -164,7 +164,8 @@ KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS) {
     for (u32 u = blockIdx.z * ATTENTION_WARPS + warp; u < count; u += gridDim.z * ATTENTION_WARPS) {
         RowSoftmax softmax[2];
         RowOutputs<D> out;
-        attend_tile<D>(args, queries[warp], unscale, position, sequence, kv_head, begin + u, own, lane, softmax, out);
+        attend_tile<D, D <= 64 ? 8 : 4, D <= 64 ? 4 : 1>(args, queries[warp], unscale, position, sequence, kv_head, begin + u,
+                                                         own, lane, softmax, out);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             if (!rows.live[r]) continue;
