@@ -7,6 +7,7 @@
 // token. Reads the matrix once per token, from L2 after the first; bound by latency, so the matrix is loaded before the
 // previous kernel ends. The bits are those of rms_norm, linear (common/plain.cuh) and router one after the other.
 #include "common/arrival.cuh"
+#include "common/async.cuh"
 #include "common/norm.cuh"
 #include "common/quantize.cuh"
 #include "common/top_experts.cuh"

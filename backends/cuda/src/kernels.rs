@@ -112,7 +112,6 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/plain.cuh", include_str!("../../../cuda/common/plain.cuh")),
     ("common/routing.cuh", include_str!("../../../cuda/common/routing.cuh")),
     ("common/attention_tile.cuh", include_str!("../../../cuda/common/attention_tile.cuh")),
-    ("common/attention_join.cuh", include_str!("../../../cuda/common/attention_join.cuh")),
 ];
 
 /// Every unit of every operation.

@@ -33,6 +33,11 @@ pub(crate) struct ActivationArgs {
     pub(crate) sums: DevicePtr,
 }
 
+impl ActivationArgs {
+    /// No records.
+    pub(crate) const NONE: Self = Self { codes: DevicePtr::NULL, sums: DevicePtr::NULL };
+}
+
 /// `struct LinearQuantizeArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
