@@ -106,6 +106,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/tile.cuh", include_str!("../../../cuda/common/tile.cuh")),
     ("common/product.cuh", include_str!("../../../cuda/common/product.cuh")),
     ("common/plain.cuh", include_str!("../../../cuda/common/plain.cuh")),
+    ("common/routing_choice.cuh", include_str!("../../../cuda/common/routing_choice.cuh")),
     ("common/routing.cuh", include_str!("../../../cuda/common/routing.cuh")),
     ("common/attention_tile.cuh", include_str!("../../../cuda/common/attention_tile.cuh")),
 ];

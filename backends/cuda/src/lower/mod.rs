@@ -98,6 +98,7 @@ pub(crate) struct Rule {
 pub(crate) const RULES: &[Rule] = &[
     single::GATED,
     single::PRODUCTS,
+    single::PLAIN_NORMED,
     single::MOE_GATED,
     single::MOE_COMBINED,
     linear::SHARE_INPUT,

@@ -90,9 +90,7 @@ fn experts_fuse_with_their_activation_and_their_sum() {
     };
     let expected = [
         "embed_f32",
-        "rms_norm_f32",
-        "linear_plain1_f32_f32",
-        "router_f32",
+        "linear_plain_normed_f32_f32",
         "moe_linear_gated_f32_mxfp4",
         "moe_linear_combined_f32_mxfp4",
     ];

@@ -1,0 +1,34 @@
+// Choosing experts: the top_k largest logits, descending, ties to the lowest index, and the softmax over them.
+#pragma once
+#include "common/sampling.cuh"
+
+// One warp chooses for one token; at most 1024 experts. `choose(k, id, exponential)` is called by every lane for each
+// choice in turn; returns the sum of the exponentials, in the order of choice. Each round is an arg-max over the experts
+// not yet chosen, by an integer key that orders as the logits do (so that a NaN cannot confuse it).
+template <class Choose>
+__device__ __forceinline__ float choose_experts(const float* logits, u32 experts, u32 top_k, u32 lane, const Choose& choose) {
+    // Bit j: expert lane + 32 j is taken.
+    u32 taken = 0;
+    float largest = 0.0f;
+    float sum = 0.0f;
+    for (u32 k = 0; k < top_k; ++k) {
+        u64 best = 0;
+        for (u32 j = 0, id = lane; id < experts; ++j, id += 32) {
+            const u64 key = taken >> j & 1 ? 0 : ranked(ordered_key(logits[id]), id);
+            best = key > best ? key : best;
+        }
+#pragma unroll
+        for (int distance = 16; distance > 0; distance >>= 1) {
+            const u64 other = __shfl_xor_sync(0xffffffffu, best, distance);
+            best = other > best ? other : best;
+        }
+        const u32 id = ~(u32)best;
+        if (id % 32 == lane) taken |= 1u << id / 32;
+        const float logit = logits[id];
+        if (k == 0) largest = logit;
+        const float exponential = expf(logit - largest);
+        sum += exponential;
+        choose(k, id, exponential);
+    }
+    return sum;
+}
