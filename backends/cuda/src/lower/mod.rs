@@ -106,6 +106,7 @@ pub(crate) const RULES: &[Rule] = &[
     fuse_router::NORM_AND_CHOOSE,
     single::GATED,
     single::PRODUCTS,
+    single::PLAIN_NORMED,
     single::MOE_GATED,
     single::MOE_COMBINED,
     fuse_experts::GATED,
