@@ -5,16 +5,15 @@
 //   rows:  grid (ceil(tokens / 4 tokens per warp), kv heads * head groups), 128 threads. A warp takes 16 rows (tokens x
 //          query heads of one kv head) through all their tiles: for prefill. Bound by the tensor cores and L1.
 //   split: grid (tokens, kv heads * head groups, tile groups), 128 threads. A warp takes single tiles of one token and
-//          leaves (o, m, l) of each: for decode. The last CTA of a token's group of heads joins them, unless merge follows.
-//          Reads each cached position once per kv head; bound by memory.
-//   merge: grid (tokens, heads), 128 threads. Joins a token's tiles in ascending order.
-// rows and split + merge give the same bits.
-#include "common/attention_join.cuh"
+//          leaves (o, m, l) of each; the last CTA of a (token, head group) to arrive joins them in ascending order: for
+//          decode. Reads each cached position once per kv head, and 4 (head_dim + 2) bytes per tile and head twice; bound
+//          by memory.
+// Both give the same bits.
+#include "common/attention_tile.cuh"
+#include "common/quantize_warp.cuh"
 
 #define D HEAD_DIM_PADDED
 #define ATTENTION_WARPS 4
-// Elements a thread joins at once.
-#define JOINED (D == 32 ? 1 : 4)
 
 // The share of a warp's rows that belong to one sequence: tokens [begin, end).
 struct Run {
@@ -40,7 +39,7 @@ __device__ __forceinline__ Run next_run(const AttentionArgs& args, u32 begin, u3
     return run;
 }
 
-KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS) {
+KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS, 2) {
     __shared__ QueryFragments<D> queries[ATTENTION_WARPS];
     wait_for_previous_kernel();
     allow_next_kernel();
@@ -74,8 +73,8 @@ KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS) {
         for (u32 tile = run.first_tile; tile <= run.last / ATTENTION_TILE; ++tile) {
             RowSoftmax softmax[2];
             RowOutputs<D> tile_out;
-            attend_tile<D>(args, queries[warp], unscale, position, run.sequence, kv_head, tile, run.last, lane, softmax,
-                           tile_out);
+            attend_tile<D, 2, 0>(args, queries[warp], unscale, position, run.sequence, kv_head, tile, run.last, lane, softmax,
+                                 tile_out);
             const JoinFactors factors[2] = {join(state[0], softmax[0]), join(state[1], softmax[1])};
 #pragma unroll
             for (int n = 0; n < D / 8; ++n)
@@ -100,8 +99,45 @@ KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS) {
     }
 }
 
-KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS) {
+// Joins the `count` tiles of a token, for the query heads of `rows` rows; the CTA's threads share them out, `width` to a
+// row, a power of two.
+__device__ __forceinline__ void join_tiles(const AttentionArgs& args, u32 token, u32 first_head, u32 rows, u32 count) {
+    u32 width = 32 * ATTENTION_WARPS;
+    while (width > 8 && 32 * ATTENTION_WARPS / width < rows) width /= 2;
+    const u32 row = threadIdx.x / width;
+    const u32 first = threadIdx.x % width;
+    if (row >= rows) return;
+    const u32 head = first_head + row;
+    const u64 index = ((u64)token * args.heads + head) * args.tiles;
+    const float* softmax = args.partial_softmax + 2 * index;
+    const float* partial = args.partial + index * args.head_dim;
+    RowSoftmax state = {-INFINITY_F32, 0.0f};
+    float out[D / 8];
+#pragma unroll
+    for (int i = 0; i < D / 8; ++i) out[i] = 0.0f;
+#pragma unroll 4
+    for (u32 u = 0; u < count; ++u) {
+        const RowSoftmax tile = {load_fresh(softmax + 2 * u), load_fresh(softmax + 2 * u + 1)};
+        const JoinFactors factors = join(state, tile);
+#pragma unroll
+        for (u32 i = 0; i < D / 8; ++i) {
+            const u32 dimension = first + i * width;
+            if (dimension >= args.head_dim) break;
+            out[i] = join_output(out[i], load_fresh(partial + (u64)u * args.head_dim + dimension), factors);
+        }
+    }
+    const float factor = finish(state, args.sinks ? args.sinks + head : 0);
+#pragma unroll
+    for (u32 i = 0; i < D / 8; ++i) {
+        const u32 dimension = first + i * width;
+        if (dimension >= args.head_dim) break;
+        args.y[((u64)token * args.heads + head) * args.head_dim + dimension] = out[i] * factor;
+    }
+}
+
+KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS, 2) {
     __shared__ QueryFragments<D> queries[ATTENTION_WARPS];
+    __shared__ bool is_last;
     wait_for_previous_kernel();
     allow_next_kernel();
     const u32 lane = threadIdx.x % 32;
@@ -109,27 +145,36 @@ KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS) {
     RowShape shape = row_shape(args);
     shape.tokens = 1;
     const u32 kv_head = blockIdx.y / shape.head_groups;
+    const u32 head_group = blockIdx.y % shape.head_groups;
     const u32 token = blockIdx.x;
     if (token >= *args.tokens) return;
     const u32 own = args.positions[token];
     const u32 sequence = args.sequences[token];
     const u32 begin = first_tile(args, own);
-    const u32 count = own / ATTENTION_TILE + 1 - begin;
-    if (blockIdx.z * ATTENTION_WARPS >= count) return;
-    const LaneRows rows = lane_rows(shape, token, token + 1, kv_head, blockIdx.y % shape.head_groups, lane);
+    u32 count = own / ATTENTION_TILE + 1 - begin;
+    count = count < args.tiles ? count : args.tiles;
+    // CTAs that have a tile.
+    u32 active = (count + ATTENTION_WARPS - 1) / ATTENTION_WARPS;
+    active = active < gridDim.z ? active : gridDim.z;
+    if (blockIdx.z >= active) return;
+    const LaneRows rows = lane_rows(shape, token, token + 1, kv_head, head_group, lane);
     float unscale[2];
     load_queries<D>(args, rows, lane, queries[warp], unscale);
     const i32 position[2] = {rows.live[0] ? (i32)own : -1, rows.live[1] ? (i32)own : -1};
 #pragma unroll 1
-    for (u32 u = blockIdx.z * ATTENTION_WARPS + warp; u < count && u < args.tiles; u += gridDim.z * ATTENTION_WARPS) {
+    for (u32 u = blockIdx.z * ATTENTION_WARPS + warp; u < count; u += gridDim.z * ATTENTION_WARPS) {
         RowSoftmax softmax[2];
         RowOutputs<D> out;
-        attend_tile<D>(args, queries[warp], unscale, position, sequence, kv_head, begin + u, own, lane, softmax, out);
+        attend_tile<D, D <= 64 ? 8 : 4, D <= 64 ? 4 : 1>(args, queries[warp], unscale, position, sequence, kv_head, begin + u,
+                                                         own, lane, softmax, out);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             if (!rows.live[r]) continue;
             const u64 index = ((u64)token * args.heads + rows.head[r]) * args.tiles + u;
-            if (lane % 4 == 0) args.partial_softmax[index] = {softmax[r].m, softmax[r].l};
+            if (lane % 4 == 0) {
+                args.partial_softmax[2 * index] = softmax[r].m;
+                args.partial_softmax[2 * index + 1] = softmax[r].l;
+            }
             float* partial = args.partial + index * args.head_dim;
 #pragma unroll
             for (int n = 0; n < D / 8; ++n)
@@ -140,25 +185,24 @@ KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS) {
                 }
         }
     }
-    if (!args.arrivals) return;
-    const u32 ctas = (count + ATTENTION_WARPS - 1) / ATTENTION_WARPS;
-    if (!arrives_last(args.arrivals + token * gridDim.y + blockIdx.y, ctas < gridDim.z ? ctas : gridDim.z)) return;
-    const u32 head_group = blockIdx.y % shape.head_groups;
-    const u32 heads = shape.group - 16 * head_group < 16 ? shape.group - 16 * head_group : 16;
-    const u64 first_row = (u64)token * args.heads + kv_head * shape.group + 16 * head_group;
-    const u32 elements = heads * args.head_dim;
-#pragma unroll 1
-    for (u32 first = 0; first < elements; first += JOINED * 32 * ATTENTION_WARPS) {
-        u64 joined[JOINED];
-        u32 dimensions[JOINED];
-        bool live[JOINED];
-#pragma unroll
-        for (u32 i = 0; i < JOINED; ++i) {
-            const u32 element = first + i * 32 * ATTENTION_WARPS + threadIdx.x;
-            live[i] = element < elements;
-            joined[i] = first_row + (live[i] ? element / args.head_dim : 0);
-            dimensions[i] = live[i] ? element % args.head_dim : 0;
-        }
-        join_tiles<JOINED>(args, joined, dimensions, live, tile_count(args, own));
+    // Everybody's results before the arrival; the last to arrive sees them all.
+    __threadfence();
+    __syncthreads();
+    u32* arrivals = args.arrivals + (u64)token * gridDim.y + blockIdx.y;
+    if (threadIdx.x == 0) is_last = atomicAdd(arrivals, 1u) == active - 1;
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+    if (threadIdx.x == 0) *arrivals = 0;
+    const u32 first_head = kv_head * shape.group + head_group * 16;
+    const u32 heads = shape.group - head_group * 16;
+    join_tiles(args, token, first_head, heads < 16 ? heads : 16, count);
+    if (!args.codes) return;
+    // The heads are multiples of 32 wide: a warp makes a record of neighbours that this CTA has just written.
+    __syncthreads();
+    const u64 first = ((u64)token * args.heads + first_head) * args.head_dim;
+    const u32 elements = (heads < 16 ? heads : 16) * args.head_dim;
+    for (u32 element = threadIdx.x; element < elements; element += 32 * ATTENTION_WARPS) {
+        quantize_warp(load_fresh(args.y + first + element), args.codes, args.sums, (first + element) / 32);
     }
 }

@@ -2,8 +2,11 @@
 //
 // x: [rows, columns] f32, y: [rows, outputs] f32; weight: row tiles of 8 (common/weight.cuh).
 // Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id> and a name for each kernel.
-// Grid: (row tiles, most rows / 1 or 8), 256 threads. f32 fused multiply-adds; reads the weight once per column group;
+// normed: y = W rms_norm(x) + bias for a step of one token. Grid: row tiles, 256 threads. The weights are on their way
+// before the previous kernel has ended; bound by latency. Dynamic shared memory: the normalised row.
+// Others: grid (row tiles, most rows / 1 or 8), 256 threads. f32 fused multiply-adds; reads the weight once per column group;
 // bound by memory for one column, by FMA issue and L1 for many. Arithmetic: common/plain.cuh.
+#include "common/norm.cuh"
 #include "common/plain.cuh"
 
 struct LinearPlainArgs {
@@ -40,3 +43,58 @@ __device__ __forceinline__ void linear_plain(const LinearPlainArgs& args) {
 
 KERNEL(LINEAR_PLAIN_1, LinearPlainArgs, PLAIN_THREADS) { linear_plain<1>(args); }
 KERNEL(LINEAR_PLAIN_8, LinearPlainArgs, PLAIN_THREADS) { linear_plain<8>(args); }
+
+struct LinearPlainNormedArgs {
+    Weight weight;
+    const float* x;
+    const float* norm;  // [columns]
+    const float* bias;  // [outputs] or null
+    float* normed;      // where rms_norm(x) goes, or null
+    float* y;
+    const u32* columns;  // live rows of the set: 0 or 1
+    u32 outputs;
+    float eps;
+};
+
+// Chunks a lane has on their way at most.
+#define CHUNKS_AHEAD 24
+
+KERNEL(LINEAR_PLAIN_NORMED, LinearPlainNormedArgs, PLAIN_THREADS, 1) {
+    DYNAMIC_SHARED(float, normed);
+    __shared__ float partials[NORM_THREADS / 32];
+    __shared__ PlainShared<1> shared;
+    const Words4* codes;
+    u32 begin, end;
+    plain_slice(args.weight, blockIdx.x, codes, begin, end);
+    Words4 raw[CHUNKS_AHEAD];
+#pragma unroll
+    for (u32 i = 0; i < CHUNKS_AHEAD; ++i) {
+        if (begin + i < end) raw[i] = load_stream(codes + (u64)(begin + i) * 8);
+    }
+    wait_for_previous_kernel();
+    allow_next_kernel();
+    if (*args.columns == 0) return;
+    const u32 width = args.weight.columns;
+    const float scale = rms_scale(args.x, width, args.eps, partials);
+    for (u32 i = threadIdx.x; i < width; i += PLAIN_THREADS) {
+        const float value = args.x[i] * scale * args.norm[i];
+        normed[i] = value;
+        if (blockIdx.x == 0 && args.normed) args.normed[i] = value;
+    }
+    __syncthreads();
+    float acc = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < CHUNKS_AHEAD; ++i) {
+        if (begin + i < end) add_chunk<WEIGHT_FORMAT>(raw[i], normed, begin + i, width, acc);
+    }
+    for (u32 chunk = begin + CHUNKS_AHEAD; chunk < end; ++chunk) {
+        add_chunk<WEIGHT_FORMAT>(load_stream(codes + (u64)chunk * 8), normed, chunk, width, acc);
+    }
+    const float sums[1] = {acc};
+    join_slices<1>(shared, sums, [&](u32 row, u32, float sum) {
+        const u32 output = blockIdx.x * 8 + row;
+        if (output >= args.outputs) return;
+        if (args.bias) sum += args.bias[output];
+        args.y[output] = sum;
+    });
+}

@@ -1,13 +1,15 @@
 // moe_linear for a step of one token, with its neighbours fused (common/single.cuh).
 //
 // Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id> and a name for each kernel.
-//   gated:    y[k] = swiglu(Wg[e] x + bg[e], Wu[e] x + bu[e]) with e = experts[k].
+//   gated:    y[k] = swiglu(Wg[e] x + bg[e], Wu[e] x + bu[e]) with e = experts[k], chosen from the router's logits where
+//             those are given: every CTA chooses for itself, the first one tells the rest of the step.
 //             Grid: CTAs that share the row tiles of the chosen experts; 512 threads.
 //   combined: y = sum_k weights[k] (W[e] x[k] + bias[e]) (+ residual). Grid: CTAs that share the row tiles; 512 threads, two
 //             experts at a time.
 // Dynamic shared memory: 80 bytes per 32 columns and row of x. Reads each chosen expert once; bound by memory. The bits are
-// those of moe_linear, swiglu, moe_combine and add one after the other.
+// those of router, moe_linear, swiglu, moe_combine and add one after the other.
 #include "common/gated.cuh"
+#include "common/routing_choice.cuh"
 #include "common/single.cuh"
 
 // Experts at a time.
@@ -17,7 +19,9 @@ struct MoeLinearGatedArgs {
     Weight gate;
     Weight up;
     const float* x;
-    const u32* experts;      // [top_k]
+    u32* experts;            // [top_k]
+    const float* logits;     // [expert_count], or null: the experts are chosen already
+    float* weights;          // [top_k], with logits
     const u32* tokens;       // live tokens: 0 or 1
     const float* gate_bias;  // [experts, outputs] or null
     const float* up_bias;
@@ -36,16 +40,44 @@ __device__ __forceinline__ u32 expert_at(const u32* experts, u32 k, u32 count) {
     return expert < count ? expert : 0;
 }
 
+// Most experts of a token.
+#define MOST_CHOSEN 32
+
+// Puts the token's experts where the CTA sees them; all threads call it.
+__device__ __forceinline__ void find_experts(const MoeLinearGatedArgs& args, u32* chosen) {
+    if (threadIdx.x < 32) {
+        const u32 lane = threadIdx.x;
+        if (args.logits) {
+            float weight = 0.0f;
+            const float sum = choose_experts(args.logits, args.expert_count, args.top_k, lane,
+                                             [&](u32 k, u32 id, float exponential) {
+                                                 if (lane != k) return;
+                                                 chosen[k] = id < args.expert_count ? id : 0;
+                                                 weight = exponential;
+                                             });
+            if (blockIdx.x == 0 && lane < args.top_k) {
+                args.experts[lane] = chosen[lane];
+                args.weights[lane] = weight / sum;
+            }
+        } else if (lane < args.top_k) {
+            chosen[lane] = expert_at(args.experts, lane, args.expert_count);
+        }
+    }
+    __syncthreads();
+}
+
 KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, 2 * GROUP_THREADS, 1) {
+    __shared__ u32 chosen[MOST_CHOSEN];
     wait_for_previous_kernel();
     allow_next_kernel();
     if (*args.tokens == 0) return;
+    find_experts(args, chosen);
     const u32 blocks = args.gate.blocks;
     const u32 row_tiles = args.gate.row_tiles;
     const SingleActivations x(1, blocks);
     const bool is_up = threadIdx.x >= GROUP_THREADS;
     const auto tile_at = [&](u32 i) { return blockIdx.x + i * gridDim.x; };
-    const auto expert_of = [&](u32 i) { return expert_at(args.experts, tile_at(i) / row_tiles, args.expert_count); };
+    const auto expert_of = [&](u32 i) { return chosen[tile_at(i) / row_tiles]; };
     single_product<WEIGHT_FORMAT, 2>(
         x, blocks, (args.top_k * row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x,
         [&](u32 i) {

@@ -7,9 +7,10 @@
 // token. Reads the matrix once per token, from L2 after the first; bound by latency, so the matrix is loaded before the
 // previous kernel ends. The bits are those of rms_norm, linear (common/plain.cuh) and router one after the other.
 #include "common/arrival.cuh"
+#include "common/async.cuh"
 #include "common/norm.cuh"
 #include "common/quantize.cuh"
-#include "common/top_experts.cuh"
+#include "common/routing_choice.cuh"
 #include "common/weight.cuh"
 
 #define CTA_THREADS 256
@@ -51,7 +52,7 @@ __device__ __forceinline__ float slice_sum(const Floats4* weight, const Floats4*
     return sum;
 }
 
-KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS) {
+KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS, 1) {
     __shared__ Floats4 weight[MAX_QUADS];
     __shared__ Floats4 row[MAX_QUADS];
     __shared__ float partials[NORM_THREADS / 32];
@@ -103,8 +104,16 @@ KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS) {
         const float* all = args.logits + (u64)chosen * args.experts;
         for (u32 id = threadIdx.x % 32; id < args.experts; id += 32) logits[warp][id] = load_fresh(all + id);
         __syncwarp();
-        choose_experts(logits[warp], args.experts, args.top_k, args.ids + (u64)chosen * args.top_k,
-                       args.weights + (u64)chosen * args.top_k);
+        u32* ids = args.ids + (u64)chosen * args.top_k;
+        float* weights = args.weights + (u64)chosen * args.top_k;
+        const u32 lane = threadIdx.x % 32;
+        const float sum =
+            choose_experts(logits[warp], args.experts, args.top_k, lane, [&](u32 k, u32 id, float exponential) {
+                if (k % 32 != lane) return;
+                ids[k] = id;
+                weights[k] = exponential;
+            });
+        for (u32 k = lane; k < args.top_k; k += 32) weights[k] = weights[k] / sum;
         __syncwarp();
     }
 }

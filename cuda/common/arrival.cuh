@@ -2,17 +2,6 @@
 #pragma once
 #include "common/types.cuh"
 
-// Reads what another CTA of the same kernel wrote: past the first-level cache.
-#ifdef HOST_EMULATION
-inline float load_fresh(const float* address) { return *address; }
-#else
-__device__ __forceinline__ float load_fresh(const float* address) {
-    float value;
-    asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(value) : "l"(address) : "memory");
-    return value;
-}
-#endif
-
 // Whether this CTA is the last of `expected` to come here; if so, it sees what the others wrote before they came. All
 // threads call it. `arrivals` is zero before and, once all have come, zero again.
 __device__ __forceinline__ bool arrives_last(u32* arrivals, u32 expected) {

@@ -44,6 +44,26 @@ __device__ __forceinline__ u16 load_stream(const u16* address) {
     return v;
 }
 
+// What other CTAs of this launch have written: read past L1.
+__device__ __forceinline__ float load_fresh(const float* address) {
+    float v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(address) : "memory");
+    return v;
+}
+
+// Cached loads that stay where the kernel issues them.
+__device__ __forceinline__ Words4 load_ahead(const Words4* address) {
+    Words4 v;
+    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ Words2 load_ahead(const Words2* address) {
+    Words2 v;
+    asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address) : "memory");
+    return v;
+}
+
 // Copies 16 bytes to shared memory behind the caller's back; zeros when `valid` is false (`source` is then not read).
 __device__ __forceinline__ void copy_async(void* shared, const void* source, bool valid) {
     const u32 target = (u32)__cvta_generic_to_shared(shared);

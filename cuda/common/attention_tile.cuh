@@ -29,12 +29,12 @@ struct AttentionArgs {
     const u32* block_table;    // [sequences, table_width]
     const u32* tokens;         // live tokens
     const float* sinks;        // [heads] or null
-    float* y;                  // [tokens, heads * head_dim]; split, merge: or null
+    float* y;                  // [tokens, heads * head_dim]
     float* partial;            // split only: [tokens, heads, tiles, head_dim]
-    float2* partial_softmax;   // split only: [tokens, heads, tiles] of (m, l)
-    u8* codes;                 // split, merge: activation records of y, or null
+    float* partial_softmax;    // split only: [tokens, heads, tiles] of (m, l)
+    u32* arrivals;             // split only: [tokens, kv heads * head groups], zero between launches
+    u8* codes;                 // split only: activation records of y, or null
     ActivationSums* sums;
-    u32* arrivals;             // split: [tokens, groups of heads] zeros; null where the merge kernel follows
     u32 heads;
     u32 num_kv_heads;
     u32 head_dim;
@@ -217,14 +217,14 @@ __device__ __forceinline__ CachedHalves<WIDTH> load_cached(const AttentionArgs& 
         const bool live = slot != NO_SLOT && dimension + i < args.head_dim;
         if constexpr (STEP == 8) {
             Words4 words = {0, 0, 0, 0};
-            if (live) words = *(const Words4*)(row + dimension + i);
+            if (live) words = load_ahead((const Words4*)(row + dimension + i));
             halves.words[i / 2] = words.x;
             halves.words[i / 2 + 1] = words.y;
             halves.words[i / 2 + 2] = words.z;
             halves.words[i / 2 + 3] = words.w;
         } else {
             Words2 words = {0, 0};
-            if (live) words = *(const Words2*)(row + dimension + i);
+            if (live) words = load_ahead((const Words2*)(row + dimension + i));
             halves.words[i / 2] = words.x;
             halves.words[i / 2 + 1] = words.y;
         }
@@ -232,8 +232,28 @@ __device__ __forceinline__ CachedHalves<WIDTH> load_cached(const AttentionArgs& 
     return halves;
 }
 
-// One tile. `position[r]` is the row's own position, or -1 for a row that takes no part. `last`: the largest of them.
+// Values of 16 positions, as one step of the second product takes them: positions 16 step + 2t, + 1, + 8, + 9.
 template <int D>
+struct StepValues {
+    CachedHalves<D / 8> at[4];
+};
+
+template <int D>
+__device__ __forceinline__ StepValues<D> load_values(const AttentionArgs& args, const TileSlots& slots, u32 kv_head, u32 step,
+                                                     u32 lane) {
+    StepValues<D> values;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const u32 slot = slots.of(16 * step + 8 * (i / 2) + 2 * (lane % 4) + i % 2);
+        values.at[i] = load_cached<D / 8>(args, args.values, kv_head, slot, lane / 4 * (D / 8));
+    }
+    return values;
+}
+
+// One tile. `position[r]` is the row's own position, or -1 for a row that takes no part. `last`: the largest of them.
+// KEYS groups of eight keys are loaded at a time, VALUES steps of values before the scores are known: a warp that has a
+// tile to itself loads all at once, one among many saves registers.
+template <int D, int KEYS, int VALUES>
 __device__ __forceinline__ void attend_tile(const AttentionArgs& args, const QueryFragments<D>& queries,
                                             const float (&unscale)[2], const i32 (&position)[2], u32 sequence, u32 kv_head,
                                             u32 tile, u32 last, u32 lane, RowSoftmax (&softmax)[2], RowOutputs<D>& out) {
@@ -241,20 +261,34 @@ __device__ __forceinline__ void attend_tile(const AttentionArgs& args, const Que
     const u32 t = lane % 4;
     const TileSlots slots = tile_slots(args, sequence, tile, last, lane);
     float s[8][4];
+    StepValues<D> values[VALUES > 0 ? VALUES : 1];
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
-        const u32 slot = slots.of(8 * n + g);
-        const CachedHalves<D / 4> key = load_cached<D / 4>(args, args.keys, kv_head, slot, t * (D / 4));
+    for (int first = 0; first < 8; first += KEYS) {
+        CachedHalves<D / 4> keys[KEYS];
 #pragma unroll
-        for (int c = 0; c < 4; ++c) s[n][c] = 0.0f;
+        for (int n = 0; n < KEYS; ++n) {
+            const u32 slot = slots.of(8 * (first + n) + g);
+            keys[n] = load_cached<D / 4>(args, args.keys, kv_head, slot, t * (D / 4));
+        }
+        if (first + KEYS == 8) {
+#pragma unroll
+            for (int step = 0; step < VALUES; ++step) values[step] = load_values<D>(args, slots, kv_head, step, lane);
+        }
+#pragma unroll
+        for (int n = 0; n < KEYS; ++n)
+#pragma unroll
+            for (int c = 0; c < 4; ++c) s[first + n][c] = 0.0f;
 #pragma unroll
         for (int step = 0; step < D / 16; ++step) {
             const Words4 high = queries.at[step][lane][0];
             const Words4 low = queries.at[step][lane][1];
             const u32 a_high[4] = {high.x, high.y, high.z, high.w};
             const u32 a_low[4] = {low.x, low.y, low.z, low.w};
-            mma_f16_k16(s[n], a_high, key.words[2 * step], key.words[2 * step + 1]);
-            mma_f16_k16(s[n], a_low, key.words[2 * step], key.words[2 * step + 1]);
+#pragma unroll
+            for (int n = 0; n < KEYS; ++n) {
+                mma_f16_k16(s[first + n], a_high, keys[n].words[2 * step], keys[n].words[2 * step + 1]);
+                mma_f16_k16(s[first + n], a_low, keys[n].words[2 * step], keys[n].words[2 * step + 1]);
+            }
         }
     }
     const i32 window = args.window == 0 ? 0x7fffffff : (i32)args.window;
@@ -295,18 +329,13 @@ __device__ __forceinline__ void attend_tile(const AttentionArgs& args, const Que
         split_halves(s[2 * step][2], s[2 * step][3], a_high[1], a_low[1]);
         split_halves(s[2 * step + 1][0], s[2 * step + 1][1], a_high[2], a_low[2]);
         split_halves(s[2 * step + 1][2], s[2 * step + 1][3], a_high[3], a_low[3]);
-        CachedHalves<D / 8> v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const u32 slot = slots.of(16 * step + 8 * (i / 2) + 2 * t + i % 2);
-            v[i] = load_cached<D / 8>(args, args.values, kv_head, slot, g * (D / 8));
-        }
+        const StepValues<D> v = step < VALUES ? values[step < VALUES ? step : 0] : load_values<D>(args, slots, kv_head, step, lane);
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) {
             // Element n of two positions side by side.
             const u32 selector = n % 2 == 0 ? 0x5410u : 0x7632u;
-            const u32 b0 = permute_bytes(v[0].words[n / 2], v[1].words[n / 2], selector);
-            const u32 b1 = permute_bytes(v[2].words[n / 2], v[3].words[n / 2], selector);
+            const u32 b0 = permute_bytes(v.at[0].words[n / 2], v.at[1].words[n / 2], selector);
+            const u32 b1 = permute_bytes(v.at[2].words[n / 2], v.at[3].words[n / 2], selector);
             mma_f16_k16(out.at[n], a_high, b0, b1);
             mma_f16_k16(out.at[n], a_low, b0, b1);
         }
@@ -329,8 +358,7 @@ __device__ __forceinline__ RowShape row_shape(const AttentionArgs& args) {
 }
 
 // Rows g and g + 8 of a warp whose first token is `first`; `end` bounds the tokens.
-__device__ __forceinline__ LaneRows lane_rows(const RowShape& shape, u32 first, u32 end, u32 kv_head,
-                                              u32 head_group, u32 lane) {
+__device__ __forceinline__ LaneRows lane_rows(const RowShape& shape, u32 first, u32 end, u32 kv_head, u32 head_group, u32 lane) {
     LaneRows rows;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

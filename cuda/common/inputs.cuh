@@ -8,7 +8,7 @@ struct StepCounts {
     u32 tokens;
     u32 rows;
     u32 sequences;
-    u32 arrivals;  // zero: for kernels whose last CTA goes on alone; they leave it zero
+    u32 reserved;
 };
 
 #define NO_SLOT 0xffffffffu

@@ -55,43 +55,39 @@ __device__ __forceinline__ void load_four(const float* row, u32 first, u32 colum
     }
 }
 
-// Row tile `row_tile` (counted through all experts) times NC columns. `row_of(column)`: row of x or NO_ROW.
-// `store(row in tile, column, sum)` is called for every column. All threads call it; ends with a barrier.
-template <int FORMAT, int NC, class RowOf, class Store>
-__device__ __forceinline__ void plain_product(const Weight& weight, u64 row_tile, const float* x, PlainShared<NC>& shared,
-                                              const RowOf& row_of, const Store& store) {
+// Adds one chunk of a row times the same elements of `x`, ascending.
+template <int FORMAT>
+__device__ __forceinline__ void add_decoded(const PlainChunk<FORMAT>& w, const float* x, u32 chunk, u32 columns, float& acc) {
     constexpr int E = PlainChunk<FORMAT>::ELEMENTS;
+#pragma unroll
+    for (int q = 0; q < E / 4; ++q) {
+        float four[4];
+        load_four(x, chunk * E + 4 * q, columns, four);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) acc = fmaf(w.at[4 * q + i], four[i], acc);
+    }
+}
+
+template <int FORMAT>
+__device__ __forceinline__ void add_chunk(const Words4& raw, const float* x, u32 chunk, u32 columns, float& acc) {
+    add_decoded<FORMAT>(decode_chunk<FORMAT>(raw), x, chunk, columns, acc);
+}
+
+// This lane's row and slice of a row tile (counted through all experts): chunk c of it is `codes[8 c]`, c in [begin, end).
+__device__ __forceinline__ void plain_slice(const Weight& weight, u64 row_tile, const Words4*& codes, u32& begin, u32& end) {
     const u32 lane = threadIdx.x % 32;
     const u32 slice = threadIdx.x / 32 * 4 + lane % 4;
-    const u32 row = lane / 4;
-    const u32 chunks = weight.blocks;
-    const float* rows[NC];
-    float acc[NC];
+    codes = (const Words4*)weight.base + row_tile * weight.blocks * 8 + lane / 4;
+    begin = slice * weight.blocks / PLAIN_SLICES;
+    end = (slice + 1) * weight.blocks / PLAIN_SLICES;
+}
+
+// Adds the slices of every row and column, ascending; `store(row in tile, column, sum)`. Ends with a barrier.
+template <int NC, class Store>
+__device__ __forceinline__ void join_slices(PlainShared<NC>& shared, const float (&acc)[NC], const Store& store) {
+    const u32 lane = threadIdx.x % 32;
 #pragma unroll
-    for (int n = 0; n < NC; ++n) {
-        const u32 index = row_of(n);
-        rows[n] = index == NO_ROW ? 0 : x + (u64)index * weight.columns;
-        acc[n] = 0.0f;
-    }
-    const Words4* codes = (const Words4*)weight.base + (row_tile * chunks) * 8 + row;
-    const u32 end = (slice + 1) * chunks / PLAIN_SLICES;
-#pragma unroll 4
-    for (u32 chunk = slice * chunks / PLAIN_SLICES; chunk < end; ++chunk) {
-        const PlainChunk<FORMAT> w = decode_chunk<FORMAT>(load_stream(codes + (u64)chunk * 8));
-#pragma unroll
-        for (int n = 0; n < NC; ++n) {
-            if (!rows[n]) continue;
-#pragma unroll
-            for (int q = 0; q < E / 4; ++q) {
-                float four[4];
-                load_four(rows[n], chunk * E + 4 * q, weight.columns, four);
-#pragma unroll
-                for (int i = 0; i < 4; ++i) acc[n] = fmaf(w.at[4 * q + i], four[i], acc[n]);
-            }
-        }
-    }
-#pragma unroll
-    for (int n = 0; n < NC; ++n) shared.partial[slice][n][row] = acc[n];
+    for (int n = 0; n < NC; ++n) shared.partial[threadIdx.x / 32 * 4 + lane % 4][n][lane / 4] = acc[n];
     __syncthreads();
     if (threadIdx.x < 8 * NC) {
         const u32 column = threadIdx.x / 8;
@@ -101,4 +97,31 @@ __device__ __forceinline__ void plain_product(const Weight& weight, u64 row_tile
         store(threadIdx.x % 8, column, total);
     }
     __syncthreads();
+}
+
+// Row tile `row_tile` times NC columns. `row_of(column)`: row of x or NO_ROW. `store(row in tile, column, sum)` is called
+// for every column. All threads call it; ends with a barrier.
+template <int FORMAT, int NC, class RowOf, class Store>
+__device__ __forceinline__ void plain_product(const Weight& weight, u64 row_tile, const float* x, PlainShared<NC>& shared,
+                                              const RowOf& row_of, const Store& store) {
+    const float* rows[NC];
+    float acc[NC];
+#pragma unroll
+    for (int n = 0; n < NC; ++n) {
+        const u32 index = row_of(n);
+        rows[n] = index == NO_ROW ? 0 : x + (u64)index * weight.columns;
+        acc[n] = 0.0f;
+    }
+    const Words4* codes;
+    u32 begin, end;
+    plain_slice(weight, row_tile, codes, begin, end);
+#pragma unroll 4
+    for (u32 chunk = begin; chunk < end; ++chunk) {
+        const PlainChunk<FORMAT> w = decode_chunk<FORMAT>(load_stream(codes + (u64)chunk * 8));
+#pragma unroll
+        for (int n = 0; n < NC; ++n) {
+            if (rows[n]) add_decoded<FORMAT>(w, rows[n], chunk, weight.columns, acc[n]);
+        }
+    }
+    join_slices<NC>(shared, acc, store);
 }

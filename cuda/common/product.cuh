@@ -54,9 +54,7 @@ __device__ __forceinline__ void split_product(Window<FORMAT>& window, const Weig
     ColumnRows<NT> rows;
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
-        const auto row = [&](u32 column) {
-            return (u64)row_of(column < columns ? column : 0) * weight.blocks + first_block;
-        };
+        const auto row = [&](u32 column) { return (u64)row_of(column < columns ? column : 0) * weight.blocks + first_block; };
         rows.codes[n] = (const ActivationCodes*)(x.codes + row(8 * n + g) * ACTIVATION_CODE_BYTES) + t;
         rows.sums[n][0] = x.sums + row(8 * n + 2 * t);
         rows.sums[n][1] = x.sums + row(8 * n + 2 * t + 1);
@@ -138,8 +136,7 @@ __device__ __forceinline__ void copy_stage(const Activations& x, SweepShared& sh
     commit_copies();
 }
 
-// The sweep shape for one row tile per warp; a warp without one only copies. `live` of the columns hold something.
-// `shared.rows` must be filled and visible.
+// The sweep shape for one row tile per warp; a warp without one only copies. `live` of the columns hold something. `shared.rows` must be filled and visible.
 // `store(row in tile, column, sum)` is called by every lane for each of its sums. Ends with a barrier.
 template <int FORMAT, class Store>
 __device__ __forceinline__ void sweep_product(const Weight& weight, u64 row_tile, bool has_tile, const Activations& x,

@@ -21,15 +21,13 @@ pub(crate) struct StepCounts {
     pub(crate) rows: u32,
     /// Sequences of the step.
     pub(crate) sequences: u32,
-    /// Zero; kernels count arrivals here and leave it zero.
-    pub(crate) arrivals: u32,
+    /// Keeps the structure 16 bytes.
+    pub(crate) reserved: u32,
 }
 
 /// A part of the input buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Field {
-    /// Counters of a split attention, one per token and group of heads: zero, and every kernel leaves them zero.
-    Arrivals,
     /// `[T]` token ids.
     Tokens,
     /// `[T]` positions.
@@ -55,9 +53,6 @@ pub(crate) struct InputLayout {
     /// Width of each group's block table.
     table_widths: Vec<usize>,
     max_penalty_tokens: usize,
-    /// Counters.
-    arrivals: usize,
-    tokens: usize,
     positions: usize,
     sequences: usize,
     slots: Vec<usize>,
@@ -91,10 +86,8 @@ impl InputLayout {
         };
         let max_penalty_tokens = program.nodes().iter().map(|node| penalty(&node.op)).max().unwrap_or(0);
         let per_token = shape.tokens * size_of::<u32>();
-        let arrivals = crate::lower::attention_arrivals(program);
         let mut cursor = Cursor(size_of::<StepCounts>());
-        cursor.take(arrivals * size_of::<u32>());
-        let tokens = cursor.take(per_token);
+        cursor.take(per_token);
         let positions = cursor.take(per_token);
         let sequences = cursor.take(per_token);
         let slots = table_widths.iter().map(|_| cursor.take(per_token)).collect();
@@ -109,8 +102,6 @@ impl InputLayout {
             shape,
             table_widths,
             max_penalty_tokens,
-            arrivals,
-            tokens,
             positions,
             sequences,
             slots,
@@ -130,8 +121,7 @@ impl InputLayout {
     /// Byte offset of a field. A group the cache does not have has no field.
     pub(crate) fn offset(&self, field: Field) -> Option<usize> {
         match field {
-            Field::Arrivals => Some(size_of::<StepCounts>()),
-            Field::Tokens => Some(self.tokens),
+            Field::Tokens => Some(size_of::<StepCounts>()),
             Field::Positions => Some(self.positions),
             Field::Sequences => Some(self.sequences),
             Field::Slots(group) => self.slots.get(group).copied(),
@@ -152,7 +142,7 @@ impl InputLayout {
         let rows = inputs.out_rows.len() as u32;
         let last = inputs.sequences.iter().max();
         let sequences = last.map_or(0, |&sequence| sequence.saturating_add(1));
-        StepCounts { tokens: inputs.tokens.len() as u32, rows, sequences, arrivals: 0 }
+        StepCounts { tokens: inputs.tokens.len() as u32, rows, sequences, reserved: 0 }
     }
 
     /// Packs a step into `buffer` and returns how many of its bytes are live.
@@ -165,8 +155,7 @@ impl InputLayout {
         let mut packer = Packer { buffer, live: 0 };
         packer.put("counts", 0, usize::MAX, &[counts])?;
         let tokens = self.shape.tokens;
-        packer.clear(size_of::<StepCounts>(), self.arrivals * size_of::<u32>());
-        packer.put("tokens", self.tokens, tokens, inputs.tokens)?;
+        packer.put("tokens", size_of::<StepCounts>(), tokens, inputs.tokens)?;
         packer.put("positions", self.positions, tokens, inputs.positions)?;
         packer.put("sequences", self.sequences, tokens, inputs.sequences)?;
         for (&offset, slots) in self.slots.iter().zip(inputs.slots) {
@@ -192,12 +181,6 @@ struct Packer<'a> {
 }
 
 impl Packer<'_> {
-    fn clear(&mut self, offset: usize, bytes: usize) {
-        if let Some(range) = self.buffer.get_mut(offset..offset + bytes) {
-            range.fill(0);
-        }
-    }
-
     fn put<T: Pod>(
         &mut self,
         field: &'static str,

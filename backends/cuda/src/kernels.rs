@@ -106,13 +106,12 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/rotation.cuh", include_str!("../../../cuda/common/rotation.cuh")),
     ("common/quantize_warp.cuh", include_str!("../../../cuda/common/quantize_warp.cuh")),
     ("common/arrival.cuh", include_str!("../../../cuda/common/arrival.cuh")),
-    ("common/top_experts.cuh", include_str!("../../../cuda/common/top_experts.cuh")),
     ("common/tile.cuh", include_str!("../../../cuda/common/tile.cuh")),
     ("common/product.cuh", include_str!("../../../cuda/common/product.cuh")),
     ("common/plain.cuh", include_str!("../../../cuda/common/plain.cuh")),
+    ("common/routing_choice.cuh", include_str!("../../../cuda/common/routing_choice.cuh")),
     ("common/routing.cuh", include_str!("../../../cuda/common/routing.cuh")),
     ("common/attention_tile.cuh", include_str!("../../../cuda/common/attention_tile.cuh")),
-    ("common/attention_join.cuh", include_str!("../../../cuda/common/attention_join.cuh")),
 ];
 
 /// Every unit of every operation.

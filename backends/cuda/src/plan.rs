@@ -10,7 +10,7 @@ use crate::driver::{BACKEND, Device, Event, Function, GraphExec, PinnedMemory, S
 use crate::inputs::InputLayout;
 use crate::kernel_set::KernelSet;
 use crate::launch::Launch;
-use crate::lower::{self, PlanBases, Target};
+use crate::lower::{self, COUNTER_BYTES, PlanBases, Target};
 use crate::memory::Arena;
 
 /// How plans run.
@@ -99,7 +99,9 @@ impl PlanMemory {
             activations: arenas.activations.place_alone(device, stream, needs.activations)?,
             inputs: arenas.workspace.place(device, stream, needs.inputs)?,
             scratch: arenas.workspace.place(device, stream, needs.scratch)?,
+            counters: arenas.workspace.place(device, stream, COUNTER_BYTES)?,
         };
+        stream.fill(bases.counters, 0, COUNTER_BYTES).map_err(|error| error.at("workspace"))?;
         // A plan that is run before its first inputs have come finds no tokens.
         stream.fill(bases.inputs, 0, needs.inputs).map_err(|error| error.at("workspace"))?;
         let memory = Self { bases, activation_bytes: needs.activations, scratch_bytes: needs.scratch };

@@ -367,6 +367,9 @@ inline u32 permute_bytes(u32 low, u32 high, u32 selector) {
 
 template <class T>
 inline T load_stream(const T* address) { return *address; }
+inline float load_fresh(const float* address) { return *address; }
+template <class T>
+inline T load_ahead(const T* address) { return *address; }
 inline void copy_async(void* shared, const void* source, bool valid) {
     if (valid) memcpy(shared, source, 16);
     else memset(shared, 0, 16);

@@ -28,7 +28,7 @@ use crate::kernels::{self, HEADERS, Kernel, Unit};
 use crate::kv::KvPools;
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::WeightLayout;
-use crate::lower::{self, DeviceTraits, DeviceWeight, Lowered, PlanBases, Target};
+use crate::lower::{self, COUNTER_BYTES, DeviceTraits, DeviceWeight, Lowered, PlanBases, Target};
 
 const MACHINE: &str = include_str!("machine.hpp");
 
@@ -239,7 +239,9 @@ impl Backend for EmulatedBackend {
                 activations: self.memory.allocate(lower::activation_plan(program).bytes),
                 inputs: self.memory.allocate(inputs.bytes()),
                 scratch: self.memory.allocate(needs.scratch_bytes),
+                counters: self.memory.allocate(COUNTER_BYTES),
             };
+            bytes_at(bases.counters, COUNTER_BYTES).fill(0);
             let target = Target { traits: self.traits, weights: &self.weights, kv: self.pools.as_ref() };
             let lowered = lower::lower(program, &inputs, target, bases)?;
             self.plans.push((program.clone(), inputs, bases, lowered));
@@ -254,6 +256,8 @@ impl Backend for EmulatedBackend {
         for launch in &lowered.launches {
             self.launch(launch);
         }
+        let counters = bytes_at(bases.counters, COUNTER_BYTES);
+        assert!(counters.iter().all(|&byte| byte == 0), "a kernel left its counters standing");
         self.in_flight = Some((plan.0 as usize, inputs.tokens.len(), inputs.out_rows.len()));
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! Lowering of `attention`: the streaming kernel for prefill, the split one for decode; same bits from both. The last step
-//! of the split one makes the activation records of a product that reads it.
+//! Lowering of `attention`: the streaming kernel for prefill, the split one for decode; same bits from both. The split one also makes
+//! the activation records of a product that reads it.
 
 use bytemuck::{Pod, Zeroable};
-use worker_orcd_core::{BackendError, Node, Op, Program, RowSet};
+use worker_orcd_core::{BackendError, Node, Op, RowSet};
 
 use super::linear::ActivationArgs;
 use super::{Lowering, output, program_error};
@@ -22,8 +22,6 @@ const WARP_ROWS: u32 = 16;
 const PADDED_HEAD_DIMS: [u32; 4] = [32, 64, 96, 128];
 /// Most tokens of a step that is split over tiles.
 const MAX_SPLIT_TOKENS: u32 = 64;
-/// Most groups of heads of all tokens whose tiles are joined by the split kernel itself.
-const MAX_ARRIVALS: u32 = 1024;
 /// Most scratch the partial results of one node may take.
 const MAX_PARTIAL_BYTES: usize = 256 << 20;
 
@@ -42,9 +40,8 @@ struct AttentionArgs {
     y: DevicePtr,
     partial: DevicePtr,
     partial_softmax: DevicePtr,
-    codes: DevicePtr,
-    sums: DevicePtr,
     arrivals: DevicePtr,
+    activations: ActivationArgs,
     heads: u32,
     num_kv_heads: u32,
     head_dim: u32,
@@ -61,7 +58,6 @@ struct AttentionArgs {
 pub(super) fn lower(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), BackendError> {
     let mut args = arguments(lowering, node)?;
     let (heads, head_dim) = (args.heads, args.head_dim);
-    let y = output(node)?;
     let tokens = lowering.grid_rows(node, RowSet::Tokens)?;
     let padded = PADDED_HEAD_DIMS.into_iter().find(|padded| *padded >= head_dim);
     let Some(padded) = padded.filter(|_| head_dim.is_multiple_of(8)) else {
@@ -83,41 +79,16 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Back
     }
     args.partial = lowering.scratch(results * per_tile);
     args.partial_softmax = lowering.scratch(results * 2 * size_of::<f32>());
+    args.arrivals = lowering.counters(node, (tokens * warp_heads) as usize)?;
+    let y = output(node)?;
+    if lowering.readers(y).codes && head_dim.is_multiple_of(32) {
+        args.activations = lowering.make_codes(y);
+    }
     // Eight warps' worth of CTAs per multiprocessor; longer contexts loop.
     let wanted = (2 * lowering.traits().multiprocessors).div_ceil(tokens * warp_heads).max(1);
     let grid = [tokens, warp_heads, wanted.min(args.tiles.div_ceil(WARPS))];
-    let readers = lowering.readers(y);
-    if readers.codes && head_dim.is_multiple_of(32) {
-        let ActivationArgs { codes, sums } = lowering.make_codes(y);
-        (args.codes, args.sums) = (codes, sums);
-        if !readers.floats {
-            args.y = DevicePtr::NULL;
-        }
-    }
-    let merges = tokens * warp_heads <= MAX_ARRIVALS;
-    if merges {
-        args.arrivals = lowering.input(node, Field::Arrivals)?;
-    }
     lowering.launch(Launch::grid(&node.label, kernel_name("split", padded), grid, block, 0, &args));
-    if !merges {
-        let grid = [tokens, heads, 1];
-        lowering.launch(Launch::grid(&node.label, "attention_merge_f32", grid, block, 0, &args));
-    }
     Ok(())
-}
-
-/// Counters a program's split attention needs.
-pub(crate) fn arrivals(program: &Program) -> usize {
-    let tokens = program.shape().tokens;
-    let of = |op: &Op| match *op {
-        Op::Attention { heads, num_kv_heads, .. } if tokens <= MAX_SPLIT_TOKENS as usize => {
-            let group = heads / num_kv_heads.max(1);
-            tokens * num_kv_heads * group.div_ceil(WARP_ROWS as usize)
-        }
-        _ => 0,
-    };
-    let most = program.nodes().iter().map(|node| of(&node.op)).max().unwrap_or(0);
-    most.min(MAX_ARRIVALS as usize)
 }
 
 fn arguments(lowering: &Lowering<'_>, node: &Node) -> Result<AttentionArgs, BackendError> {
@@ -148,9 +119,8 @@ fn arguments(lowering: &Lowering<'_>, node: &Node) -> Result<AttentionArgs, Back
         y: lowering.value(output(node)?),
         partial: DevicePtr::NULL,
         partial_softmax: DevicePtr::NULL,
-        codes: DevicePtr::NULL,
-        sums: DevicePtr::NULL,
         arrivals: DevicePtr::NULL,
+        activations: ActivationArgs::NONE,
         heads: heads as u32,
         num_kv_heads: kv.num_kv_heads,
         head_dim: kv.head_dim,
@@ -179,11 +149,5 @@ pub(super) fn units() -> Vec<Unit> {
             .define("ATTENTION_ROWS", rows)
             .define("ATTENTION_SPLIT", split)
     };
-    let merge = Unit::new(
-        "attention_merge",
-        "attention_merge.cu",
-        include_str!("../../../../cuda/attention_merge.cu"),
-        vec![Kernel::of::<AttentionArgs>("attention_merge_f32", THREADS)],
-    );
-    PADDED_HEAD_DIMS.into_iter().map(of).chain([merge]).collect()
+    PADDED_HEAD_DIMS.into_iter().map(of).collect()
 }

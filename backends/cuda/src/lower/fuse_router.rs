@@ -74,11 +74,7 @@ fn norm_and_choose(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, B
     }
     // The product is one reader as floats; whether there are more decides if the floats are written.
     let readers = lowering.readers_but(normed, index + 1);
-    let activations = if readers.codes {
-        lowering.make_codes(normed)
-    } else {
-        ActivationArgs { codes: DevicePtr::NULL, sums: DevicePtr::NULL }
-    };
+    let activations = if readers.codes { lowering.make_codes(normed) } else { ActivationArgs::NONE };
     let args = RouterNormArgs {
         x: lowering.value(x),
         norm: lowering.vector(norm, Some(norm_weight))?,
@@ -90,7 +86,7 @@ fn norm_and_choose(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, B
         ids: lowering.value(ids),
         weights: lowering.value(weights),
         rows: lowering.row_count(RowSet::Tokens),
-        arrivals: lowering.arrivals(),
+        arrivals: lowering.counters(router, 1)?,
         width,
         experts,
         top_k: top_k as u32,

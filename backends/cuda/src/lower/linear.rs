@@ -7,6 +7,7 @@
 use bytemuck::{Pod, Zeroable};
 use worker_orcd_core::{BackendError, DType, Node, Op, RowSet, ValueId, WeightId};
 
+use super::single::{LinearPlainNormedArgs, MAX_SHARED_BYTES};
 use super::{DeviceWeight, Lowering, Rule, output, program_error};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
@@ -31,6 +32,11 @@ const QUANTIZE_BLOCKS: u32 = 32;
 pub(crate) struct ActivationArgs {
     pub(crate) codes: DevicePtr,
     pub(crate) sums: DevicePtr,
+}
+
+impl ActivationArgs {
+    /// No records.
+    pub(crate) const NONE: Self = Self { codes: DevicePtr::NULL, sums: DevicePtr::NULL };
 }
 
 /// `struct LinearQuantizeArgs`.
@@ -306,8 +312,14 @@ pub(super) fn units() -> Vec<Unit> {
     let of = |dtype: DType| {
         if is_plain(dtype) {
             let source = include_str!("../../../../cuda/linear_plain.cu");
-            let entries = [("LINEAR_PLAIN_1", "plain1"), ("LINEAR_PLAIN_8", "plain8")];
-            return format_unit::<LinearPlainArgs>("linear", "linear_plain.cu", source, dtype, &entries);
+            let name = |shape: &str| kernel_name("linear", shape, dtype);
+            let normed = Kernel::of::<LinearPlainNormedArgs>(name("plain_normed"), THREADS);
+            let entries = [
+                ("LINEAR_PLAIN_1", Kernel::of::<LinearPlainArgs>(name("plain1"), THREADS)),
+                ("LINEAR_PLAIN_8", Kernel::of::<LinearPlainArgs>(name("plain8"), THREADS)),
+                ("LINEAR_PLAIN_NORMED", normed.with_shared(MAX_SHARED_BYTES)),
+            ];
+            return format_unit_of("linear_plain", "linear_plain.cu", source, dtype, &entries);
         }
         let source = include_str!("../../../../cuda/linear.cu");
         let entries = [

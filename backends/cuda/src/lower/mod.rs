@@ -32,7 +32,6 @@ use crate::kernels::Unit;
 use crate::kv::KvPools;
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{self, WeightLayout};
-pub(crate) use attention::arrivals as attention_arrivals;
 use linear::ActivationArgs;
 
 /// A weight as kernels see it.
@@ -57,6 +56,9 @@ pub(crate) struct DeviceTraits {
     pub(crate) max_shared_bytes: u32,
 }
 
+/// Arrival counters of a plan, in bytes.
+pub(crate) const COUNTER_BYTES: usize = 64 << 10;
+
 /// Base addresses of the memory that belongs to plans.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PlanBases {
@@ -66,6 +68,8 @@ pub(crate) struct PlanBases {
     pub(crate) inputs: DevicePtr,
     /// Scratch, undefined at the start of every launch.
     pub(crate) scratch: DevicePtr,
+    /// [`COUNTER_BYTES`] of arrival counters: zero between launches.
+    pub(crate) counters: DevicePtr,
 }
 
 /// Everything a program is lowered against.
@@ -102,6 +106,7 @@ pub(crate) const RULES: &[Rule] = &[
     fuse_router::NORM_AND_CHOOSE,
     single::GATED,
     single::PRODUCTS,
+    single::PLAIN_NORMED,
     single::MOE_GATED,
     single::MOE_COMBINED,
     fuse_experts::GATED,
@@ -301,11 +306,6 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    /// Address of a `u32` that is zero when a step begins and that every kernel leaves zero.
-    pub(crate) const fn arrivals(&self) -> DevicePtr {
-        self.bases.inputs.offset(3 * size_of::<u32>())
-    }
-
     /// Address of a field of the input buffer.
     ///
     /// # Errors
@@ -420,6 +420,18 @@ impl<'a> Lowering<'a> {
             }
         }
         readers
+    }
+
+    /// `count` arrival counters (`u32`), zero when the node's launch begins; the kernel must leave them zero.
+    ///
+    /// # Errors
+    /// More than there are.
+    pub(crate) fn counters(&self, node: &Node, count: usize) -> Result<DevicePtr, BackendError> {
+        let most = COUNTER_BYTES / size_of::<u32>();
+        if count > most {
+            return Err(program_error(node, format!("{count} arrival counters, there are {most}")));
+        }
+        Ok(self.bases.counters)
     }
 
     /// Appends a launch.

@@ -19,8 +19,10 @@ const GROUP_THREADS: u32 = 256;
 const MAX_PRODUCTS: usize = 3;
 /// Bytes of activation records per 32 elements.
 const RECORD_BYTES: u32 = 80;
+/// Most experts of a token (`MOST_CHOSEN`).
+const MOST_CHOSEN: usize = 32;
 /// Most dynamic shared memory these kernels ask for; every device has it beside their static part.
-const MAX_SHARED_BYTES: u32 = 88 << 10;
+pub(super) const MAX_SHARED_BYTES: u32 = 88 << 10;
 
 /// `struct SingleProduct`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -75,6 +77,8 @@ struct MoeLinearGatedArgs {
     up: WeightArgs,
     x: DevicePtr,
     experts: DevicePtr,
+    logits: DevicePtr,
+    weights: DevicePtr,
     tokens: DevicePtr,
     gate_bias: DevicePtr,
     up_bias: DevicePtr,
@@ -85,6 +89,21 @@ struct MoeLinearGatedArgs {
     kind: u32,
     alpha: f32,
     limit: f32,
+}
+
+/// `struct LinearPlainNormedArgs`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct LinearPlainNormedArgs {
+    weight: WeightArgs,
+    x: DevicePtr,
+    norm: DevicePtr,
+    bias: DevicePtr,
+    normed: DevicePtr,
+    y: DevicePtr,
+    columns: DevicePtr,
+    outputs: u32,
+    eps: f32,
 }
 
 /// `struct MoeLinearCombinedArgs`.
@@ -109,7 +128,9 @@ struct MoeLinearCombinedArgs {
 pub(super) const GATED: Rule = Rule { name: "single.gated", apply: gated };
 /// `[norm,] products…` or `product, add`, one launch per format.
 pub(super) const PRODUCTS: Rule = Rule { name: "single.products", apply: products };
-/// `gate, up, swiglu` of the chosen experts in one launch.
+/// `norm, product` over plain floats in one launch: routers.
+pub(super) const PLAIN_NORMED: Rule = Rule { name: "single.plain_normed", apply: plain_normed };
+/// `[router,] gate, up, swiglu` of the chosen experts in one launch.
 pub(super) const MOE_GATED: Rule = Rule { name: "single.moe_gated", apply: moe_gated };
 /// `down, combine[, add]` of the chosen experts in one launch.
 pub(super) const MOE_COMBINED: Rule = Rule { name: "single.moe_combined", apply: moe_combined };
@@ -381,8 +402,21 @@ fn expert_product<'a>(
     Ok(fits.then_some(ExpertProduct { node, x, experts, weight, bias, y: output(node)?, top_k, shared }))
 }
 
+/// The router at `index`, if it is one of few enough choices: its logits, and the values it writes.
+fn router(lowering: &Lowering<'_>, index: usize) -> Option<(ValueId, ValueId, ValueId)> {
+    let node = lowering.program().nodes().get(index)?;
+    match (&node.op, node.outputs.as_slice()) {
+        (&Op::Router { logits, top_k }, &[ids, weights]) if top_k <= MOST_CHOSEN => {
+            Some((logits, ids, weights))
+        }
+        _ => None,
+    }
+}
+
 fn moe_gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
-    let (Some(gate), Some(up)) = (expert_product(lowering, index)?, expert_product(lowering, index + 1)?)
+    let router = router(lowering, index);
+    let begin = index + usize::from(router.is_some());
+    let (Some(gate), Some(up)) = (expert_product(lowering, begin)?, expert_product(lowering, begin + 1)?)
     else {
         return Ok(0);
     };
@@ -390,16 +424,24 @@ fn moe_gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backend
         let spec = &product.weight.spec;
         (product.x, product.experts, product.shared, spec.dtype, spec.rows, spec.experts)
     };
-    let Some((kind, y)) = gate_of(lowering, index + 2, (gate.y, up.y))? else { return Ok(0) };
-    if shape(&gate) != shape(&up) || !gate.shared {
+    let Some((kind, y)) = gate_of(lowering, begin + 2, (gate.y, up.y))? else { return Ok(0) };
+    let routed = router.is_none_or(|(logits, ids, _)| {
+        ids == gate.experts && lowering.width(logits) as usize == gate.weight.spec.experts
+    });
+    if shape(&gate) != shape(&up) || !gate.shared || !routed || gate.top_k as usize > MOST_CHOSEN {
         return Ok(0);
     }
     let (kind, alpha, limit) = gate_args(kind);
+    let (logits, weights) = router.map_or((DevicePtr::NULL, DevicePtr::NULL), |(logits, _, weights)| {
+        (lowering.value(logits), lowering.value(weights))
+    });
     let args = MoeLinearGatedArgs {
         gate: gate.weight.layout.args(gate.weight.address),
         up: up.weight.layout.args(up.weight.address),
         x: lowering.value(gate.x),
         experts: lowering.value(gate.experts),
+        logits,
+        weights,
         tokens: lowering.row_count(RowSet::Tokens),
         gate_bias: lowering.vector(gate.node, gate.bias)?,
         up_bias: lowering.vector(up.node, up.bias)?,
@@ -411,12 +453,46 @@ fn moe_gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backend
         alpha,
         limit,
     };
-    let label = labels(lowering.program().nodes().get(index..index + 3).unwrap_or_default());
+    let taken = begin + 3 - index;
+    let label = labels(lowering.program().nodes().get(index..index + taken).unwrap_or_default());
     let grid = [ctas(lowering, args.gate.row_tiles * args.top_k, 1), 1, 1];
     let kernel = kernel_name("moe_linear", "gated", gate.weight.spec.dtype);
     let shared = args.gate.blocks * RECORD_BYTES;
     lowering.launch(Launch::grid(&label, kernel, grid, [2 * GROUP_THREADS, 1, 1], shared, &args));
-    Ok(3)
+    Ok(taken)
+}
+
+fn plain_normed(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
+    let Some((source, begin)) = source(lowering, index)? else { return Ok(0) };
+    let (Some((norm, eps, normed)), Some(node)) = (source.norm, lowering.program().nodes().get(begin)) else {
+        return Ok(0);
+    };
+    let Op::Linear { x, weight, bias } = node.op else { return Ok(0) };
+    let weight = lowering.weight(node, weight)?;
+    let shared = weight.spec.cols.saturating_mul(size_of::<f32>());
+    let limit = MAX_SHARED_BYTES.min(lowering.traits().max_shared_bytes);
+    let fits =
+        is_plain(weight.spec.dtype) && is_single(lowering, lowering.rows(x)) && shared <= limit as usize;
+    if x != normed || !fits {
+        return Ok(0);
+    }
+    let internal = is_internal(lowering, normed, index, 2);
+    let args = LinearPlainNormedArgs {
+        weight: weight.layout.args(weight.address),
+        x: lowering.value(source.x),
+        norm: lowering.vector(node, Some(norm))?,
+        bias: lowering.vector(node, bias)?,
+        normed: if internal { DevicePtr::NULL } else { lowering.value(normed) },
+        y: lowering.value(output(node)?),
+        columns: lowering.row_count(lowering.rows(x)),
+        outputs: weight.spec.rows as u32,
+        eps,
+    };
+    let label = labels(lowering.program().nodes().get(index..index + 2).unwrap_or_default());
+    let kernel = kernel_name("linear", "plain_normed", weight.spec.dtype);
+    let grid = [args.weight.row_tiles, 1, 1];
+    lowering.launch(Launch::grid(&label, kernel, grid, [GROUP_THREADS, 1, 1], shared as u32, &args));
+    Ok(2)
 }
 
 fn moe_combined(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
