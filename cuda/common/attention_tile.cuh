@@ -329,7 +329,8 @@ __device__ __forceinline__ void attend_tile(const AttentionArgs& args, const Que
         split_halves(s[2 * step][2], s[2 * step][3], a_high[1], a_low[1]);
         split_halves(s[2 * step + 1][0], s[2 * step + 1][1], a_high[2], a_low[2]);
         split_halves(s[2 * step + 1][2], s[2 * step + 1][3], a_high[3], a_low[3]);
-        const StepValues<D> v = step < VALUES ? values[step < VALUES ? step : 0] : load_values<D>(args, slots, kv_head, step, lane);
+        const StepValues<D> v =
+            step < VALUES ? values[step < VALUES ? step : 0] : load_values<D>(args, slots, kv_head, step, lane);
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) {
             // Element n of two positions side by side.

@@ -136,7 +136,8 @@ __device__ __forceinline__ void copy_stage(const Activations& x, SweepShared& sh
     commit_copies();
 }
 
-// The sweep shape for one row tile per warp; a warp without one only copies. `live` of the columns hold something. `shared.rows` must be filled and visible.
+// The sweep shape for one row tile per warp; a warp without one only copies. `live` of the columns hold something.
+// `shared.rows` must be filled and visible.
 // `store(row in tile, column, sum)` is called by every lane for each of its sums. Ends with a barrier.
 template <int FORMAT, class Store>
 __device__ __forceinline__ void sweep_product(const Weight& weight, u64 row_tile, bool has_tile, const Activations& x,

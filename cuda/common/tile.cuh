@@ -316,7 +316,9 @@ __device__ __forceinline__ float block_sum(i32 high, i32 low, float scale) {
 
 // Adds 16 rows x 8 columns of one block to `acc`: row half `m` of the tile. STEP 2: only the columns 2t.
 template <int FORMAT, int STEP>
-__device__ __forceinline__ void add_block(const u32 (&a)[4], const BlockScales<FORMAT>& scales, int m, const ActivationCodes& x, const ActivationSums (&sums)[2], float (&acc)[4]) {
+__device__ __forceinline__ void add_block(const u32 (&a)[4], const BlockScales<FORMAT>& scales, int m,
+                                          const ActivationCodes& x, const ActivationSums (&sums)[2],
+                                          float (&acc)[4]) {
     using C = Codec<FORMAT>;
     #pragma unroll
     for (int part = 0; part < BlockScales<FORMAT>::PARTS; ++part) {
@@ -350,7 +352,8 @@ __device__ __forceinline__ void add_block(const u32 (&a)[4], const BlockScales<F
 
 // Adds block j of a unit for all columns; groups of columns from `groups` on hold nothing and are skipped.
 template <int FORMAT, int NT>
-__device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales& unit, u32 j, const BlockColumns<NT>& x, int groups, Accumulators<NT>& acc) {
+__device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales& unit, u32 j,
+                                         const BlockColumns<NT>& x, int groups, Accumulators<NT>& acc) {
     constexpr int STEP = NT == 0 ? 2 : 1;
     const BlockScales<FORMAT> scales = block_scales<FORMAT>(unit, j);
     u32 first[4], second[4];
