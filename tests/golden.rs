@@ -99,18 +99,17 @@ fn check_golden(golden: &Golden, choice: BackendChoice, element: KvElement, limi
         let error = nmse(&golden.logits[index], &logits);
         eprintln!("{place}: NMSE {error:.2e}");
         assert!(error <= limit, "{place}: NMSE {error:.3e} above {limit:.0e}");
-        let mut position = prompt.len();
-        for (step, (&expected, &gap)) in golden.greedy[index].iter().zip(&golden.gaps[index]).enumerate() {
+        let steps = golden.greedy[index].iter().zip(&golden.gaps[index]);
+        for (position, (&expected, &gap)) in (prompt.len()..).zip(steps) {
             if gap < DECISIVE_GAP {
                 break;
             }
             let token = argmax(&logits);
-            assert_eq!(token, expected, "{place}: greedy step {step}, gap {gap}");
+            assert_eq!(token, expected, "{place}: greedy at position {position}, gap {gap}");
             logits = match &run.step(&[token], position, &[0]).unwrap()[0] {
                 OutputValue::F32(values) => values.clone(),
                 OutputValue::U32(_) => panic!("logits expected"),
             };
-            position += 1;
         }
     }
 }

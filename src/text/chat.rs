@@ -2,7 +2,7 @@
 //!
 //! [`ChatFormat`] knows how a model is prompted: in harmony where its vocabulary has harmony's markers, else by the
 //! template in its file. What the conversation's authors wrote never becomes a special token, however it is spelled:
-//! harmony prompts are built from ids, and templates see text whose special spellings are veiled ([`veil`]).
+//! harmony prompts are built from ids, and templates see text whose special spellings are veiled (`chat/veil.rs`).
 //! [`OutputParser`] turns generated ids into [`OutputEvent`]s, the same ones for every model family.
 
 mod call_json;

@@ -22,7 +22,7 @@ use crate::gguf::{GgufError, GgufWriter, TensorWriter};
 /// Flags of `forge`.
 #[derive(Args, Debug)]
 pub struct ForgeArgs {
-    /// Which model: gpt-oss-20b, gpt-oss-120b, qwen2.5-0.5b, phi-3-mini, or tiny-<architecture>
+    /// Which model: gpt-oss-20b, gpt-oss-120b, qwen2.5-0.5b, phi-3-mini, or tiny-ARCHITECTURE
     #[arg(long, env = "WORKER_ORCD_PRESET", value_parser = presets::NAMES)]
     preset: String,
     /// Seed of the weights

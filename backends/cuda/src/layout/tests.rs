@@ -104,7 +104,7 @@ fn repack_lane(
             }
         }
     }
-    if block % per_unit == 0 {
+    if block.is_multiple_of(per_unit) {
         let Some(row) = row(lane / 4 + 8 * (lane % 4)) else { return };
         let index = tile / per_unit * 32 + lane;
         for ((from, bytes, record), plane) in

@@ -119,7 +119,7 @@ fn share_input(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backe
     for node in nodes {
         match operands(node) {
             Ok((x, weight, _)) if x == shared && !is_plain(lowering.weight(node, weight)?.spec.dtype) => {
-                taken += 1
+                taken += 1;
             }
             _ => break,
         }
@@ -257,9 +257,9 @@ fn product_shape(row_tiles: u32, most: u32, multiprocessors: u32) -> (&'static s
         return ("sweep", sweep);
     }
     let (shape, per) = match most {
-        ..=8 => ("split8", 8),
-        ..=16 => ("split16", 16),
-        _ => ("split32", 32),
+        0..=8 => ("split8", 8),
+        9..=16 => ("split16", 16),
+        17.. => ("split32", 32),
     };
     (shape, [row_tiles, most.div_ceil(per), 1])
 }

@@ -157,10 +157,10 @@ pub(super) enum Spread {
 
 pub(super) fn spread(tokens: u32, top_k: u32) -> Spread {
     match tokens {
-        ..=1 => Spread::Pair,
+        0..=1 => Spread::Pair,
         _ if tokens * top_k > MAX_SCANNED_PAIRS => Spread::Sweep,
-        ..=16 => Spread::Split8,
-        _ => Spread::Split16,
+        2..=16 => Spread::Split8,
+        17.. => Spread::Split16,
     }
 }
 
