@@ -24,9 +24,9 @@ pub struct PerplexityArgs {
     /// UTF-8 text to measure on
     #[arg(long, env = "WORKER_ORCD_TEXT", value_name = "FILE")]
     text: PathBuf,
-    /// Tokens per window
-    #[arg(long, env = "WORKER_ORCD_WINDOW", default_value_t = 512, visible_alias = "ctx")]
-    window: usize,
+    /// Tokens per window; --context when that is given, else 512
+    #[arg(long, env = "WORKER_ORCD_WINDOW")]
+    window: Option<usize>,
     /// Windows to measure; all when omitted
     #[arg(long, env = "WORKER_ORCD_CHUNKS")]
     chunks: Option<usize>,
@@ -34,6 +34,9 @@ pub struct PerplexityArgs {
     #[arg(long, env = "WORKER_ORCD_JSON")]
     json: bool,
 }
+
+/// llama-perplexity's own default.
+const DEFAULT_WINDOW: usize = 512;
 
 /// Most tokens per step: bounds the logits held at once.
 const STEP_TOKENS: usize = 128;
@@ -48,7 +51,7 @@ pub fn run(args: &PerplexityArgs, out: &mut dyn Write) -> Result<(), CommandErro
     let tokenizer = args.model.tokenizer(&open.gguf)?;
     let text = std::fs::read_to_string(&args.text)?;
     let ids = tokenizer.encode_prompt(&text, SpecialParsing::Plain);
-    let window = args.window;
+    let window = args.window.or(args.model.context).unwrap_or(DEFAULT_WINDOW);
     let chunks = args.chunks.unwrap_or(usize::MAX).min(ids.len() / window.max(1));
     if window < 4 || chunks == 0 {
         return Err(CommandError::Usage(format!(

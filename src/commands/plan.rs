@@ -1,21 +1,29 @@
 //! `plan`: the device memory a model will need, computed from the file alone.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
 use worker_orcd_core::MemoryReport;
 
 use super::CommandError;
-use super::args::ModelArgs;
 use crate::engine::{EngineConfig, memory_plan};
-use crate::model::Recorder;
+use crate::gguf::Gguf;
+use crate::model::{Model, ModelOptions, Recorder};
 
 /// Flags of `plan`.
 #[derive(Args, Debug)]
 pub struct PlanArgs {
-    #[command(flatten)]
-    model: ModelArgs,
+    /// GGUF file, or the first file of a split model
+    #[arg(value_name = "FILE", required_unless_present = "model")]
+    file: Option<PathBuf>,
+    /// The same, as the other commands take it
+    #[arg(long, env = "WORKER_ORCD_MODEL", value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Most positions of one sequence; the model's own limit, at most 16384, when omitted
+    #[arg(long, env = "WORKER_ORCD_CONTEXT", value_name = "TOKENS")]
+    context: Option<usize>,
     #[command(flatten)]
     batch: BatchArgs,
     /// Print one JSON object on stdout
@@ -53,26 +61,23 @@ impl BatchArgs {
 /// # Errors
 /// The file is not a model we can run.
 pub fn run(args: &PlanArgs, out: &mut dyn Write) -> Result<(), CommandError> {
-    let open = args.model.open()?;
-    let config = args.batch.engine_config(&open.model);
-    let plan = memory_plan(open.model.specs(), &open.model, &config)?;
+    let path = args.file.as_ref().or(args.model.as_ref());
+    let path = path.ok_or_else(|| CommandError::Usage("a model file is needed".into()))?;
+    let gguf = Gguf::open(path)?;
+    let model = Model::new(&gguf, ModelOptions { context: args.context, ..ModelOptions::default() })?;
+    let config = args.batch.engine_config(&model);
+    let plan = memory_plan(model.specs(), &model, &config)?;
     let report = plan.report;
     if args.json {
         let line = json!({
-            "model": args.model.model, "context": config.context, "max_batch": config.max_batch,
+            "model": path, "context": config.context, "max_batch": config.max_batch,
             "weights_bytes": report.weights_bytes, "kv_cache_bytes": report.kv_cache_bytes,
             "activations_bytes": report.activations_bytes, "workspace_bytes": report.workspace_bytes,
             "total_bytes": report.total_bytes(),
         });
         writeln!(out, "{line}")?;
     } else {
-        writeln!(
-            out,
-            "{}, context {}, batch {}",
-            open.model.config().name,
-            config.context,
-            config.max_batch
-        )?;
+        writeln!(out, "{}, context {}, batch {}", model.config().name, config.context, config.max_batch)?;
         write!(out, "{}", table(&report))?;
     }
     Ok(())

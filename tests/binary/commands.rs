@@ -123,6 +123,7 @@ fn inspect_plan_and_devices_tell_in_json() {
         .iter()
         .sum();
     assert_eq!(planned["total_bytes"], parts);
+    assert_eq!(planned, json(&["plan", &model, "--json"]), "the file may stand alone");
     let devices = json(&["devices", "--json"]);
     let names: Vec<&str> =
         devices["devices"].as_array().unwrap().iter().map(|d| d["backend"].as_str().unwrap()).collect();
