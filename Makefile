@@ -23,7 +23,7 @@ lint: ## format, clippy, documentation, dependencies
 	@CARGO="$(CARGO)" .ci/lint
 
 setup: ## the Vulkan driver and CUDA's run-time compiler
-	@.ci/setup vulkan nvrtc
+	@.ci/setup vulkan nvrtc cxx
 
 setup-gpu:
 	@.ci/setup vulkan $$(.ci/setup --has-nvidia && echo nvrtc)
