@@ -9,6 +9,7 @@
 
 mod chat;
 mod completions;
+mod constrained;
 mod control;
 mod engine;
 mod execute;

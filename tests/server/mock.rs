@@ -39,6 +39,8 @@ pub(crate) struct MockWorker {
     pub(crate) health: Mutex<WorkerHealth>,
     /// Said in place of the echo.
     pub(crate) script: Mutex<Option<Vec<u32>>>,
+    /// What a constrained answer says as far as it may.
+    preferred: Mutex<Vec<u32>>,
     pub(crate) stats: Mutex<EngineStats>,
     pub(crate) draining: AtomicBool,
     runtime: tokio::runtime::Handle,
@@ -65,10 +67,18 @@ impl MockWorker {
             ended_early: std::sync::Arc::default(),
             health: Mutex::new(health),
             script: Mutex::default(),
+            preferred: Mutex::default(),
             stats: Mutex::default(),
             draining: AtomicBool::new(false),
             runtime,
         }
+    }
+
+    /// Lets constrained answers be this text, as far as their constraint allows it.
+    pub(crate) fn prefer(&self, text: &str, server: &crate::Server) {
+        let ids =
+            server.state.model().unwrap().tokenizer.encode(text, worker_orcd::text::SpecialParsing::Parse);
+        *self.preferred.lock().unwrap() = ids;
     }
 
     pub(crate) fn ended_early_at(&self, job_id: &str) -> Option<Instant> {
@@ -91,7 +101,9 @@ impl Worker for MockWorker {
         }
         self.submitted.lock().unwrap().push(job.clone());
         let (events, receiver) = mpsc::channel(job.max_tokens + 1);
-        let constrained = job.sampling.constraint.as_ref().map(|constraint| ruled(constraint, &job));
+        let preferred = self.preferred.lock().unwrap().clone();
+        let constrained =
+            job.sampling.constraint.as_ref().map(|constraint| ruled(constraint, &job, &preferred));
         let said =
             constrained.or_else(|| self.script.lock().unwrap().clone()).unwrap_or_else(|| job.prompt.clone());
         let ended_early = std::sync::Arc::clone(&self.ended_early);
@@ -141,7 +153,8 @@ fn kind(job_id: &str) -> &str {
 }
 
 /// What a model at random would say under the constraint: logits are hashes, those of ends and closing marks larger.
-fn ruled(constraint: &Constraint, job: &Job) -> Vec<u32> {
+/// A preferred id outranks all others.
+fn ruled(constraint: &Constraint, job: &Job, preferred: &[u32]) -> Vec<u32> {
     let mut random = job.sampling.seed | 1;
     let mut said = vec![];
     while said.len() < job.max_tokens {
@@ -154,6 +167,9 @@ fn ruled(constraint: &Constraint, job: &Job) -> Vec<u32> {
                 (random % 1000) as f32 + if closes { 900.0 } else { 0.0 }
             })
             .collect();
+        if let Some(&id) = preferred.get(said.len()) {
+            logits[id as usize] += 1e6;
+        }
         constraint.mask(&mut logits);
         let best = (0..264).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
         assert!(logits[best].is_finite(), "{:?}", constraint.fault());

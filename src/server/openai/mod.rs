@@ -13,9 +13,12 @@ pub mod grammar;
 pub mod messages;
 pub mod models;
 pub mod parameters;
+pub mod prompt;
 pub mod refused;
 pub mod reply;
+pub mod syntax;
 pub mod tokenize;
+pub mod tools;
 
 pub use error::refusal;
 
