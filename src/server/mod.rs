@@ -61,6 +61,7 @@ pub fn router(state: Arc<ServerState>) -> Router {
         .route("/v1/models/{*name}", get(openai::models::model))
         .route("/v1/completions", post(openai::completions::completions))
         .route("/v1/chat/completions", post(openai::chat::chat_completions))
+        .route("/v1/responses", post(openai::responses::responses))
         .fallback(|uri: Uri| async move { refusal(&uri, ErrorCode::NotFound, "no such path") })
         .method_not_allowed_fallback(|uri: Uri| async move {
             refusal(&uri, ErrorCode::MethodNotAllowed, "the path exists, but not for this method")

@@ -20,6 +20,7 @@ mod info;
 mod logs;
 mod metrics;
 mod mock;
+mod responses;
 mod tokenize;
 
 use std::net::SocketAddr;

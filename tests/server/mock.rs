@@ -106,6 +106,7 @@ impl Worker for MockWorker {
             job.sampling.constraint.as_ref().map(|constraint| ruled(constraint, &job, &preferred));
         let said =
             constrained.or_else(|| self.script.lock().unwrap().clone()).unwrap_or_else(|| job.prompt.clone());
+        let cached_tokens = std::sync::Arc::new(std::sync::OnceLock::from(job.prompt.len() / 2));
         let ended_early = std::sync::Arc::clone(&self.ended_early);
         self.runtime.spawn(async move {
             tokio::select! {
@@ -113,7 +114,7 @@ impl Worker for MockWorker {
                 () = events.closed() => ended_early.lock().unwrap().push((job.id, Instant::now())),
             }
         });
-        Ok(JobStream { events: receiver })
+        Ok(JobStream { events: receiver, cached_tokens })
     }
 
     fn cancel(&self, _: &str) {}
@@ -134,6 +135,7 @@ impl Worker for MockWorker {
             queue_time: some(),
             prefill_time: some(),
             decode_time: some(),
+            time_per_output_token: some(),
             request_time: some(),
             step_duration: some(),
             batch_size: some(),

@@ -72,7 +72,12 @@ fn has_more_than_content(map: &Map<String, Value>) -> bool {
         .any(|field| present(map, field).is_some())
 }
 
-fn content(value: &Value, place: &str) -> Result<Content, ApiError> {
+/// A text, or a list of parts that are texts.
+///
+/// # Errors
+///
+/// 400 that names the part at fault.
+pub fn content(value: &Value, place: &str) -> Result<Content, ApiError> {
     match value {
         Value::String(text) => Ok(Content::Text(text.clone())),
         Value::Array(parts) => {
@@ -110,7 +115,8 @@ fn tool_calls(value: &Value, place: &str) -> Result<Vec<ToolCall>, ApiError> {
     calls.collect()
 }
 
-fn present<'a>(map: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
+/// A member, unless it is `null`.
+pub fn present<'a>(map: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
     map.get(field).filter(|value| !value.is_null())
 }
 

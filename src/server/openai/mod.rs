@@ -16,6 +16,7 @@ pub mod parameters;
 pub mod prompt;
 pub mod refused;
 pub mod reply;
+pub mod responses;
 pub mod syntax;
 pub mod tokenize;
 pub mod tools;

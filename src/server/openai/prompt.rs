@@ -91,6 +91,8 @@ pub struct Chat {
     pub choice: ToolChoice,
     /// It calls one at most.
     pub single_call: bool,
+    /// Where the members of a tool stand, for errors.
+    tool_prefix: &'static str,
     /// The field that holds the messages, for errors.
     field: &'static str,
     /// What it held, for the log.
@@ -142,6 +144,7 @@ impl Chat {
             answer: AnswerFormat::Text,
             choice: ToolChoice::Auto,
             single_call: false,
+            tool_prefix: "function.",
             field,
             source,
         })
@@ -164,6 +167,13 @@ impl Chat {
         self.answer = answer;
         self.choice = tool_use.choice;
         self.single_call = tool_use.single;
+        self
+    }
+
+    /// The same for a request whose tools have their members beside the type.
+    #[must_use]
+    pub const fn with_flat_tools(mut self) -> Self {
+        self.tool_prefix = "";
         self
     }
 
@@ -234,7 +244,7 @@ impl Chat {
             return Err(no_syntax("tool_choice".into()));
         }
         if let (CallSyntax::Unknown, Some(index)) = (syntax, strict) {
-            return Err(no_syntax(place(index, "strict")));
+            return Err(no_syntax(self.tool_place(index, "strict")));
         }
         let at_fault = match &self.answer {
             AnswerFormat::Json { field, .. } => field,
@@ -274,7 +284,7 @@ impl Chat {
                 ToolChoice::Function(_) => continue,
             };
             let call = Callable::of(tool, chosen || is_strict(tool));
-            let place = || place(index, "parameters");
+            let place = || self.tool_place(index, "parameters");
             if call.arguments.get("type").is_none_or(|kind| kind != "object") {
                 return Err(unenforceable(place(), "expected a schema of type object"));
             }
@@ -282,6 +292,10 @@ impl Chat {
             calls.push(call);
         }
         Ok(calls)
+    }
+
+    fn tool_place(&self, index: usize, part: &str) -> String {
+        format!("tools[{index}].{}{part}", self.tool_prefix)
     }
 
     fn call_syntax(&self, tokenizer: &Tokenizer) -> CallSyntax {
@@ -295,10 +309,6 @@ impl Chat {
         }
         CallSyntax::Tags { open }
     }
-}
-
-fn place(index: usize, part: &str) -> String {
-    format!("tools[{index}].function.{part}")
 }
 
 fn no_syntax(field: String) -> ApiError {

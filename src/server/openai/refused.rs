@@ -8,7 +8,10 @@ use crate::server::error::ApiError;
 
 /// Field and the values that ask for nothing, as JSON; `null` and absence never ask for anything. Numbers are compared
 /// as numbers.
-const NEUTRAL: &[(&str, &[&str])] = &[
+pub type Neutral = &'static [(&'static str, &'static [&'static str])];
+
+/// What every route passes over.
+const NEUTRAL: Neutral = &[
     ("audio", &[]),
     ("bad_words", &["[]"]),
     ("best_of", &["1"]),
@@ -62,7 +65,16 @@ const NEUTRAL: &[(&str, &[&str])] = &[
 ///
 /// 400 that names it.
 pub fn check(fields: &Fields) -> Result<(), ApiError> {
-    for (field, neutral) in NEUTRAL {
+    check_all(fields, NEUTRAL)
+}
+
+/// Refuses the first field of this list that asks for something.
+///
+/// # Errors
+///
+/// 400 that names it.
+pub fn check_all(fields: &Fields, list: Neutral) -> Result<(), ApiError> {
+    for (field, neutral) in list {
         if let Some(value) = fields.get(field)
             && !neutral.iter().any(|neutral| is(value, neutral))
         {
