@@ -131,6 +131,9 @@ pub struct WorkerConfig {
     /// Origins of web pages that may send requests, `*` for any; none when omitted
     #[arg(long, env = "WORKER_ORCD_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
+    /// Address that is told once, by a POST, that the worker serves: with its id, URL and memory
+    #[arg(long, env = "WORKER_ORCD_CALLBACK_URL", value_name = "URL")]
+    pub callback_url: Option<String>,
     /// How log lines on stderr look
     #[arg(long, env = "WORKER_ORCD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
@@ -175,6 +178,12 @@ impl WorkerConfig {
         for origin in &self.cors_origin {
             rule("--cors-origin", origin, "'*' or scheme://host[:port]", |origin| {
                 origin == "*" || (origin.contains("://") && !origin.ends_with('/'))
+            })?;
+        }
+        if let Some(url) = &self.callback_url {
+            rule("--callback-url", url, "http://… or https://…", |url| {
+                let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+                rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
             })?;
         }
         let bounds: [(&'static str, Option<u64>, RangeInclusive<u64>); 11] = [
@@ -269,6 +278,7 @@ mod tests {
             ("--log-level", &["debug", "worker_orcd=trace,warn"], &["a=b=c"]),
             ("--served-model-name", &["m", "org/m"], &[""]),
             ("--cors-origin", &["*", "http://localhost:3000"], &["localhost", "http://x/"]),
+            ("--callback-url", &["http://h:1/x", "https://h"], &["h:1", "ftp://h", "http:///x"]),
             ("--worker-id", &["w", "0190-a.b:c_d"], &["", "two words", "é"]),
         ] {
             for value in good {

@@ -6,6 +6,7 @@
 
 pub mod api_keys;
 pub mod body;
+pub mod callback;
 pub mod control;
 pub mod error;
 pub mod execute;

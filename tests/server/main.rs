@@ -7,6 +7,7 @@
     reason = "a failed step of a test is a failed test"
 )]
 
+mod callback;
 mod chat;
 mod completions;
 mod constrained;
