@@ -22,6 +22,7 @@ pub mod log;
 pub mod metrics;
 pub mod off_thread;
 pub mod openai;
+pub mod openapi;
 pub mod record;
 pub mod registry;
 pub mod sse;
@@ -50,6 +51,7 @@ pub fn router(state: Arc<ServerState>) -> Router {
         .route("/ready", get(health::ready))
         .route("/live", get(health::live))
         .route("/metrics", get(metrics::metrics))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/server_info", get(info::server_info))
         .route("/get_server_info", get(info::server_info))
         .route("/model_info", get(info::model_info))

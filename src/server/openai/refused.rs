@@ -11,7 +11,7 @@ use crate::server::error::ApiError;
 pub type Neutral = &'static [(&'static str, &'static [&'static str])];
 
 /// What every route passes over.
-const NEUTRAL: Neutral = &[
+pub const NEUTRAL: Neutral = &[
     ("audio", &[]),
     ("bad_words", &["[]"]),
     ("best_of", &["1"]),

@@ -19,6 +19,7 @@ use crate::server::off_thread::off_thread;
 use crate::server::sse;
 use crate::server::state::ServerState;
 use request::ResponseRequest;
+pub use request::{INCLUDABLE, STATEFUL};
 use stream::ResponseStream;
 
 /// `POST /v1/responses`.

@@ -16,10 +16,10 @@ use crate::text::chat::ReasoningEffort;
 /// Most pairs of `metadata`, and most characters of a key and of a value.
 const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
 /// What `include` may ask for. Reasoning is never encrypted: its text is part of the items already.
-const INCLUDABLE: [&str; 2] = ["message.output_text.logprobs", "reasoning.encrypted_content"];
+pub const INCLUDABLE: [&str; 2] = ["message.output_text.logprobs", "reasoning.encrypted_content"];
 
 /// What would need a store of responses, or a server that runs tools of its own; as [`refused`] has them.
-const STATEFUL: refused::Neutral = &[
+pub const STATEFUL: refused::Neutral = &[
     ("background", &["false"]),
     ("context_management", &["[]"]),
     ("conversation", &[]),
