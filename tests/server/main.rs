@@ -9,18 +9,21 @@
 
 mod callback;
 mod chat;
+mod complaints;
 mod completions;
 mod constrained;
 mod control;
 mod engine;
 mod execute;
 mod gate;
+mod harmony_streams;
 mod health;
 mod http;
 mod info;
 mod logs;
 mod metrics;
 mod mock;
+mod openapi;
 mod responses;
 mod tokenize;
 

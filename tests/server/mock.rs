@@ -39,6 +39,8 @@ pub(crate) struct MockWorker {
     pub(crate) health: Mutex<WorkerHealth>,
     /// Said in place of the echo.
     pub(crate) script: Mutex<Option<Vec<u32>>>,
+    /// Says harmony at random, by the seed, in place of anything else.
+    pub(crate) at_random: AtomicBool,
     /// What a constrained answer says as far as it may.
     preferred: Mutex<Vec<u32>>,
     pub(crate) stats: Mutex<EngineStats>,
@@ -68,6 +70,7 @@ impl MockWorker {
             health: Mutex::new(health),
             script: Mutex::default(),
             preferred: Mutex::default(),
+            at_random: AtomicBool::new(false),
             stats: Mutex::default(),
             draining: AtomicBool::new(false),
             runtime,
@@ -104,8 +107,11 @@ impl Worker for MockWorker {
         let preferred = self.preferred.lock().unwrap().clone();
         let constrained =
             job.sampling.constraint.as_ref().map(|constraint| ruled(constraint, &job, &preferred));
-        let said =
-            constrained.or_else(|| self.script.lock().unwrap().clone()).unwrap_or_else(|| job.prompt.clone());
+        let at_random = self.at_random.load(Ordering::Relaxed).then(|| harmony_at_random(job.sampling.seed));
+        let said = at_random
+            .or(constrained)
+            .or_else(|| self.script.lock().unwrap().clone())
+            .unwrap_or_else(|| job.prompt.clone());
         let cached_tokens = std::sync::Arc::new(std::sync::OnceLock::from(job.prompt.len() / 2));
         let ended_early = std::sync::Arc::clone(&self.ended_early);
         self.runtime.spawn(async move {
@@ -182,6 +188,40 @@ fn ruled(constraint: &Constraint, job: &Job, preferred: &[u32]) -> Vec<u32> {
         }
     }
     said
+}
+
+/// Up to 40 words, markers and bytes, for [`harmony_tokenizer`].
+fn harmony_at_random(seed: u64) -> Vec<u32> {
+    const WORDS: [&str; 12] = [
+        "analysis",
+        "commentary",
+        "final",
+        "assistant",
+        " to=functions.f",
+        "functions.f",
+        " json",
+        "user",
+        "{\"a\": 1}",
+        "Hello",
+        "é🦙",
+        " ",
+    ];
+    let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut below = |limit: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random >> 11) as usize % limit
+    };
+    let mut ids = vec![];
+    for _ in 0..below(40) {
+        match below(10) {
+            0..=4 => ids.push(257 + below(7) as u32),
+            5..=8 => ids.extend(WORDS[below(WORDS.len())].bytes().map(u32::from)),
+            _ => ids.push(below(256) as u32),
+        }
+    }
+    ids
 }
 
 /// Falls by one from -0.5 on.

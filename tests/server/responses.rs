@@ -23,7 +23,7 @@ fn weather() -> Value {
 }
 
 /// Checks what every stream of events keeps to, and returns the response of its last event.
-fn check_events(events: &[SseEvent]) -> (String, Value) {
+pub(crate) fn check_events(events: &[SseEvent]) -> (String, Value) {
     for (index, event) in events.iter().enumerate() {
         assert_eq!(event.data["type"], event.name.as_str());
         assert_eq!(event.data["sequence_number"], index, "{event:?}");

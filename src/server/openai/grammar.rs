@@ -125,10 +125,12 @@ impl Grammars {
     fn matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher, String> {
         let mut matcher = Matcher::new(self.factory.create_parser(grammar));
         // What would only be a warning is a rule that is not enforced.
-        match matcher.get_error().or_else(|| matcher.grammar_warnings().into_iter().next()) {
-            Some(error) => Err(error),
-            None => Ok(matcher),
+        if let Some(error) = matcher.get_error().or_else(|| matcher.grammar_warnings().into_iter().next()) {
+            return Err(error);
         }
+        // Rules that contradict each other, or lead in a circle, leave nothing to say.
+        let first = matcher.compute_mask().map_err(|_| "no answer can keep to it")?;
+        if first.is_zero() { Err("no answer can keep to it".to_owned()) } else { Ok(matcher) }
     }
 }
 
