@@ -168,13 +168,12 @@ __device__ __forceinline__ void single_product(const SingleActivations& x, u32 b
 #pragma unroll 1
     for (u32 i = 0; i < K::DEPTH; ++i) copy_next();
     if (!prepare()) return;
+    StreamRow<FORMAT> row;
+    row.codes = (const u8*)(x.codes + 4 * begin * C::BLOCKS + lane % 4) + lane / 4 % 2 * 8;
+    row.sums = x.sums + begin * C::BLOCKS;
     u32 from = 0;
 #pragma unroll 1
     for (u32 i = 0; i < count; ++i) {
-        const u32 first = begin * C::BLOCKS;
-        StreamRow<FORMAT> row;
-        row.codes = (const u8*)(x.codes + 4 * first + lane % 4) + lane / 4 % 2 * 8;
-        row.sums = x.sums + first;
         row.acc = 0.0f;
 #pragma unroll 1
         for (u32 c = 0; c < chunks; ++c) {

@@ -40,9 +40,11 @@ struct CopyPlanes {
     const u8* high;
     const u8* scales;
     const u8* supers;
+    CachePolicy policy;
 
     __device__ __forceinline__ CopyPlanes(const Weight& weight, u64 row_tile, u32 unit, u32 lane) {
         const LanePlanes<FORMAT> at(weight, row_tile, unit, 0);
+        policy = read_once();
         codes = at.codes + lane * 16;
         high = at.high + lane * 16;
         scales = at.scales + lane * 16;
@@ -64,9 +66,10 @@ struct CopyPlanes {
 // Copies the first `bytes` of `BYTES`; a warp, 16 bytes a lane at a time. `AT`: place in the chunk. Bytes beyond stay what they
 // were.
 template <u32 AT, u32 BYTES, u32 FIRST = 0>
-__device__ __forceinline__ void copy_part(SharedAddress slot, const u8* from, u32 bytes, u32 lane) {
-    if (lane * 16 + FIRST < bytes) copy_async_at<AT + FIRST, FIRST>(slot, from);
-    if constexpr (FIRST + 512 < BYTES) copy_part<AT, BYTES, FIRST + 512>(slot, from, bytes, lane);
+__device__ __forceinline__ void copy_part(SharedAddress slot, const u8* from, u32 bytes, u32 lane,
+                                          CachePolicy policy) {
+    if (lane * 16 + FIRST < bytes) copy_async_at<AT + FIRST, FIRST>(slot, from, policy);
+    if constexpr (FIRST + 512 < BYTES) copy_part<AT, BYTES, FIRST + 512>(slot, from, bytes, lane, policy);
 }
 
 // Starts the copy of the chunk at `at`, of which `live` blocks exist, to `slot` (of this lane). `begins_unit`: with scales.
@@ -75,12 +78,12 @@ __device__ __forceinline__ void copy_chunk(SharedAddress slot, const CopyPlanes<
                                            u32 lane) {
     using S = Strides<FORMAT>;
     using K = Chunk<FORMAT>;
-    copy_part<0, K::HIGH>(slot, at.codes, live * S::CODES, lane);
-    if constexpr (K::HAS_HIGH) copy_part<K::HIGH, K::BLOCKS * S::HIGH>(slot, at.high, live * S::HIGH, lane);
+    copy_part<0, K::HIGH>(slot, at.codes, live * S::CODES, lane, at.policy);
+    if constexpr (K::HAS_HIGH) copy_part<K::HIGH, K::BLOCKS * S::HIGH>(slot, at.high, live * S::HIGH, lane, at.policy);
     if (!begins_unit) return;
     const u32 units = K::C::SUPER ? 1 : live;
-    copy_part<K::SCALES, K::UNITS * S::SCALES>(slot, at.scales, units * S::SCALES, lane);
-    if constexpr (K::HAS_SUPERS) copy_part<K::SUPERS, K::UNITS * S::SUPERS>(slot, at.supers, units * S::SUPERS, lane);
+    copy_part<K::SCALES, K::UNITS * S::SCALES>(slot, at.scales, units * S::SCALES, lane, at.policy);
+    if constexpr (K::HAS_SUPERS) copy_part<K::SUPERS, K::UNITS * S::SUPERS>(slot, at.supers, units * S::SUPERS, lane, at.policy);
 }
 
 // A lane's codes of block `b` of a chunk.
@@ -144,18 +147,46 @@ __device__ __forceinline__ i32 own_row(const i32 (&c)[2][4], u32 lane) {
     return lane & 2 ? sums[1] : sums[0];
 }
 
+// The halves of MXFP4's two tables that instructions cannot hold (`mxfp4_bytes`). They pass through a shuffle, so that the
+// assembler keeps them in registers instead of making them anew for each use.
+struct ByteTables {
+    u32 plain;
+    u32 flipped;
+
+    __device__ __forceinline__ ByteTables() {
+        plain = __shfl_sync(0xffffffffu, 0xc3c2c1c0u, 0);
+        flipped = __shfl_sync(0xffffffffu, 0xbdbebfc0u, 0);
+    }
+};
+
+// As `fragments`, of row half M.
+template <int FORMAT, int M>
+__device__ __forceinline__ void fragments_by(const ByteTables& tables, const TileCodes& raw, u32 (&a)[4]) {
+    if constexpr (FORMAT == FORMAT_MXFP4) {
+        const u32 words[2] = {M == 0 ? raw.codes[0].x : raw.codes[0].z, M == 0 ? raw.codes[0].y : raw.codes[0].w};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const u32 other = words[i] ^ 0x88888888u;
+            a[i] = permute_bytes(tables.plain, 0xccc8c6c4u, words[i]) & permute_bytes(tables.flipped, 0xb4b8babcu, other);
+            a[2 + i] = permute_bytes(tables.plain, 0xccc8c6c4u, words[i] >> 16) &
+                       permute_bytes(tables.flipped, 0xb4b8babcu, other >> 16);
+        }
+    } else {
+        fragments<FORMAT, M>(raw, a);
+    }
+}
+
 // Adds a block to the lane's row, `acc`. `x`: the lane's codes, first and second half; `scale_of(part)`.
 template <int FORMAT, class ScaleOf>
-__device__ __forceinline__ float add_single(const TileCodes& raw, const Words2& x, const ActivationSums& sums, u32 lane,
+__device__ __forceinline__ float add_single(const ByteTables& tables, const TileCodes& raw, const Words2& x, const ActivationSums& sums, u32 lane,
                                             const ScaleOf& scale_of, float acc) {
     using C = Codec<FORMAT>;
     u32 upper[4], lower[4];
-    fragments<FORMAT, 0>(raw, upper);
-    fragments<FORMAT, 1>(raw, lower);
+    fragments_by<FORMAT, 0>(tables, raw, upper);
+    fragments_by<FORMAT, 1>(tables, raw, lower);
 #pragma unroll
     for (int part = 0; part < BlockScales<FORMAT>::PARTS; ++part) {
-        const i32 bias = C::BIASED ? sums.bias : 0;
-        i32 c[2][4] = {{0, bias, 0, bias}, {0, bias, 0, bias}};
+        i32 c[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
         if constexpr (C::HALVES) {
             mma_s8_k16(c[0], upper[2 * part], upper[2 * part + 1], part == 0 ? x.x : x.y);
             mma_s8_k16(c[1], lower[2 * part], lower[2 * part + 1], part == 0 ? x.x : x.y);
@@ -164,7 +195,8 @@ __device__ __forceinline__ float add_single(const TileCodes& raw, const Words2& 
             mma_s8_k32(c[1], lower[0], lower[1], lower[2], lower[3], x.x, x.y);
         }
         const RowScale scale = scale_of(part);
-        acc = fmaf(scale.code, sums.scale * (float)own_row(c, lane), acc);
+        const i32 sum_of_codes = own_row(c, lane) + (C::BIASED ? sums.bias : 0);
+        acc = fmaf(scale.code, sums.scale * (float)sum_of_codes, acc);
         if constexpr (C::MINIMUM) {
             const float sum = C::HALVES ? (part == 0 ? sums.low_half : sums.high_half) : sums.low_half + sums.high_half;
             acc = fmaf(scale.least, sum, acc);
@@ -178,6 +210,7 @@ template <int FORMAT>
 struct StreamRow {
     const u8* codes;             // records of the slice: this lane's halves of the first block
     const ActivationSums* sums;  // of the first block
+    ByteTables tables;
     UnitScales unit;
     float acc;
 
@@ -190,7 +223,7 @@ struct StreamRow {
         for (u32 b = 0; b < K::BLOCKS; ++b) {
             const Words2 x = *(const Words2*)(codes + (first + b) * ACTIVATION_CODE_BYTES);
             const float sum = add_single<FORMAT>(
-                chunk_codes<FORMAT>(slot, b, lane), x, sums[first + b], lane,
+                tables, chunk_codes<FORMAT>(slot, b, lane), x, sums[first + b], lane,
                 [&](int part) {
                     if constexpr (Codec<FORMAT>::SUPER) return super_scale<FORMAT>(unit, first % 8 + b, part);
                     return chunk_scale<FORMAT>(slot, b, lane);

@@ -373,8 +373,11 @@ inline T load_ahead(const T* address) { return *address; }
 typedef u8* SharedAddress;
 inline SharedAddress shared_address(void* shared) { return (u8*)shared; }
 
+typedef u64 CachePolicy;
+inline CachePolicy read_once() { return 0; }
+
 template <u32 TO, u32 FROM>
-inline void copy_async_at(SharedAddress target, const void* source) {
+inline void copy_async_at(SharedAddress target, const void* source, CachePolicy) {
     memcpy(target + TO, (const u8*)source + FROM, 16);
 }
 
