@@ -20,11 +20,12 @@ pub mod tokenize;
 use std::ffi::OsString;
 use std::io::{self, BufReader};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use worker_orcd_core::BackendError;
 
 use crate::config::WorkerConfig;
+use crate::config::file::{ConfigFileError, layered};
 use crate::engine::{EngineError, StartError};
 use crate::gguf::GgufError;
 use crate::model::ModelError;
@@ -36,6 +37,9 @@ pub enum CommandError {
     /// Flags that do not go together.
     #[error("{0}")]
     Usage(String),
+    /// The configuration file.
+    #[error(transparent)]
+    ConfigFile(#[from] ConfigFileError),
     /// The system.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -97,7 +101,7 @@ impl CommandError {
     /// 2 for a command line that cannot be meant, 3 for a device that failed while it served, 1 for everything else.
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::ConfigFile(_) => 2,
             Self::DeviceFailed(_) => 3,
             _ => 1,
         }
@@ -143,15 +147,19 @@ enum Command {
 }
 
 impl Cli {
-    /// Parses a command line. One that begins with a flag of the server serves.
-    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Self {
+    /// Parses a command line. One that begins with a flag of the server serves. Help, and what cannot be parsed, end the
+    /// process.
+    ///
+    /// # Errors
+    /// The configuration file that the line names.
+    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, CommandError> {
         let mut args: Vec<OsString> = args.into_iter().collect();
         let first = args.get(1).and_then(|first| first.to_str()).unwrap_or_default();
         let of_the_command_itself = ["-h", "--help", "-V", "--version"].contains(&first);
         if first.starts_with('-') && !of_the_command_itself {
             args.insert(1, "serve".into());
         }
-        Self::parse_from(args)
+        Ok(Self::parse_from(layered(&Self::command(), args)?))
     }
 
     /// Runs the chosen command.
