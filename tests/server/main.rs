@@ -19,7 +19,9 @@ mod info;
 mod logs;
 mod metrics;
 mod mock;
+mod tls;
 mod tokenize;
+mod traces;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
