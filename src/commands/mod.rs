@@ -2,17 +2,21 @@
 
 pub mod args;
 pub mod bench;
+pub mod chat;
 pub mod compare;
+pub mod completions;
 pub mod demo;
 pub mod devices;
 pub mod forge;
 pub mod generate;
+pub mod health;
 pub mod inspect;
 pub mod kernels;
 pub mod logits;
 pub mod perplexity;
 pub mod plan;
 mod progress;
+pub mod pull;
 pub mod serve;
 pub mod session;
 pub mod tokenize;
@@ -30,6 +34,7 @@ use crate::engine::{EngineError, StartError};
 use crate::gguf::GgufError;
 use crate::model::ModelError;
 use crate::text::LoadTokenizerError;
+use crate::text::chat::ChatError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +57,20 @@ pub enum CommandError {
     /// The tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] LoadTokenizerError),
+    /// The chat template, or a conversation that it refuses.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// The download.
+    #[error(transparent)]
+    Pull(#[from] pull::PullError),
+    /// A worker that does not serve.
+    #[error("{url}: {reason}")]
+    Unhealthy {
+        /// Where it was asked.
+        url: String,
+        /// What it says, or why it says nothing.
+        reason: String,
+    },
     /// The device.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -77,6 +96,17 @@ pub enum CommandError {
         /// The router's margin, when experts differ.
         margin: String,
     },
+}
+
+/// What lies below an error of an HTTP client, which by itself says little.
+fn causes(error: &reqwest::Error) -> String {
+    let mut text = String::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// What was needed, what there is, and for what.
@@ -124,6 +154,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Generate text from one prompt
     Generate(Box<generate::GenerateArgs>),
+    /// Talk with a model
+    Chat(Box<chat::ChatArgs>),
     /// Print the last position's logits of a prompt
     Logits(Box<logits::LogitsArgs>),
     /// Turn JSON lines of text into JSON lines of token ids
@@ -144,6 +176,14 @@ enum Command {
     Kernels(kernels::KernelsArgs),
     /// Measure speed
     Bench(bench::BenchArgs),
+    /// Download a model from a hub into the cache, and print its path
+    Pull(pull::PullArgs),
+    /// Ask a worker whether it serves; the exit code says it
+    Health(health::HealthArgs),
+    /// Write a shell's completion script
+    Completions(completions::CompletionsArgs),
+    /// Write the manual
+    Man(completions::ManArgs),
 }
 
 impl Cli {
@@ -172,6 +212,7 @@ impl Cli {
             Command::Serve(config) => serve::run(&config),
             Command::Demo(args) => demo::run(&args, &mut out, &mut io::stderr()),
             Command::Generate(args) => generate::run(&args, &mut out),
+            Command::Chat(args) => chat::run(&args, &mut out, &mut io::stderr()),
             Command::Logits(args) => logits::run(&args, &mut out),
             Command::Tokenize(args) => {
                 tokenize::run(&args, &mut BufReader::new(io::stdin().lock()), &mut out)
@@ -184,6 +225,10 @@ impl Cli {
             Command::Forge(args) => forge::run(&args, &mut out),
             Command::Kernels(args) => kernels::run(&args, &mut out),
             Command::Bench(args) => bench::run(&args, &mut out),
+            Command::Pull(args) => pull::run(&args, &mut out),
+            Command::Health(args) => health::run(&args, &mut out),
+            Command::Completions(args) => completions::completions(&args, &mut out),
+            Command::Man(args) => completions::man(&args, &mut out),
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::registry::StopCause;
 use super::state::ServerState;
+use super::supervisor;
 use super::tls::Tls;
 
 /// Time for told jobs to send their last event.
@@ -53,6 +54,7 @@ where
     tokio::select! {
         () = signal => {}
         () = state.shutdown_requested() => {}
+        () = supervisor::keep_watchdog(&state) => {}
         ended = &mut server => return ended.map_err(io::Error::other),
     }
     drain(&state).await;
@@ -143,6 +145,7 @@ async fn drain(state: &ServerState) {
     let began = Instant::now();
     let running = state.jobs.len();
     state.close();
+    supervisor::stopping();
     tracing::info!(event = "shutdown", running, drain_timeout_ms = state.drain_timeout.as_millis() as u64);
     if timeout(state.drain_timeout, state.jobs.emptied()).await.is_err() {
         let left = state.jobs.stop_all(StopCause::Drained);

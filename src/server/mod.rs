@@ -26,6 +26,7 @@ pub mod registry;
 pub mod span_export;
 pub mod sse;
 pub mod state;
+pub mod supervisor;
 pub mod tls;
 pub mod trace;
 pub mod worker;

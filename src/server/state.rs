@@ -12,6 +12,7 @@ use super::openai::grammar::Grammars;
 use super::record::Tally;
 use super::registry::{Refusal, Registry};
 use super::span_export::{self, ExportError, SpanExport, SpanSender};
+use super::supervisor;
 use super::tls::{Tls, TlsError};
 use super::worker::{ModelCard, Worker, WorkerHealth};
 use crate::config::WorkerConfig;
@@ -165,6 +166,7 @@ impl ServerState {
         let model = LoadedModel { card, tokenizer, chat, grammars: Arc::default(), worker };
         self.model.set(model).map_err(Box::new)?;
         tracing::info!(event = "ready", load_ms = self.uptime().as_millis() as u64);
+        supervisor::ready();
         Ok(())
     }
 

@@ -8,12 +8,16 @@
     reason = "a failed step of a test is a failed test"
 )]
 
+mod chat;
 mod commands;
 mod haiku;
 #[path = "../server/http.rs"]
 #[allow(dead_code, reason = "shared with the server's own tests, which use more of it")]
 mod http;
+mod hub;
 #[path = "../support/models.rs"]
 #[allow(dead_code, reason = "shared with the golden tests, which use more of it")]
 mod models;
+mod operations;
+mod pull;
 mod worker;
