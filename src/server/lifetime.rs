@@ -47,6 +47,8 @@ where
     F: Future<Output = ()>,
 {
     let (close, closing) = watch::channel(false);
+    let mut alive = JoinSet::new();
+    alive.spawn(supervisor::keep_watchdog(Arc::clone(&state)));
     let (last_spans, exporting) = watch::channel(false);
     let exporter = state.take_span_export().map(|export| tokio::spawn(export.run(exporting)));
     let (router, tls) = (super::router(Arc::clone(&state)), state.tls.clone());
@@ -54,7 +56,6 @@ where
     tokio::select! {
         () = signal => {}
         () = state.shutdown_requested() => {}
-        () = supervisor::keep_watchdog(&state) => {}
         ended = &mut server => return ended.map_err(io::Error::other),
     }
     drain(&state).await;

@@ -25,6 +25,8 @@ const QUEUE: usize = 4096;
 const BATCH: usize = 512;
 /// Time between batches where `OTEL_BSP_SCHEDULE_DELAY` does not say.
 const DELAY: Duration = Duration::from_secs(1);
+/// Bytes of a path that is told; ours are all shorter.
+const MAX_PATH: usize = 64;
 /// Where a collector takes traces, below the endpoint.
 const TRACES_PATH: &str = "/v1/traces";
 /// What the traces say the service is, where `OTEL_SERVICE_NAME` does not.
@@ -224,7 +226,7 @@ fn data(span: FinishedSpan, scope: &InstrumentationScope) -> SpanData {
     let attributes = [
         Some(KeyValue::new("http.request.method", "POST")),
         Some(KeyValue::new("http.response.status_code", i64::from(facts.status))),
-        Some(KeyValue::new("url.path", facts.path)),
+        Some(KeyValue::new("url.path", facts.path)).filter(|path| path.value.as_str().len() <= MAX_PATH),
         operation.map(|operation| KeyValue::new("gen_ai.operation.name", operation)),
         operation.map(|_| KeyValue::new("gen_ai.provider.name", SERVICE)),
         model.map(|model| KeyValue::new("gen_ai.request.model", model)),

@@ -2,7 +2,10 @@
 //!
 //! Without `NOTIFY_SOCKET` there is nobody to tell, and nothing happens.
 
-use super::state::ServerState;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::state::{ServerState, Status};
 
 /// The model is loaded and requests are taken.
 pub fn ready() {
@@ -14,16 +17,16 @@ pub fn stopping() {
     notify(Notice::Stopping);
 }
 
-/// Tells the supervisor's watchdog of a worker that lives, for as long as its device does. Never returns; without a
-/// watchdog it does nothing.
-pub async fn keep_watchdog(state: &ServerState) {
-    let Some(patience) = patience() else { return std::future::pending().await };
+/// Tells the supervisor's watchdog of a worker that lives, for as long as its device does; at once done where there is
+/// none.
+pub async fn keep_watchdog(state: Arc<ServerState>) {
+    let Some(patience) = patience() else { return };
     // Two signs of life in the time that one is waited for.
-    let mut ticks = tokio::time::interval((patience / 2).max(std::time::Duration::from_millis(1)));
+    let mut ticks = tokio::time::interval((patience / 2).max(Duration::from_millis(1)));
     loop {
         ticks.tick().await;
         let health = state.model().map(|model| model.worker.health());
-        if state.status(health.as_ref()) != super::state::Status::Unhealthy {
+        if state.status(health.as_ref()) != Status::Unhealthy {
             notify(Notice::Alive);
         }
     }
@@ -51,7 +54,7 @@ fn notify(notice: Notice) {
 
 /// Time without a sign of life after which the supervisor acts.
 #[cfg(unix)]
-fn patience() -> Option<std::time::Duration> {
+fn patience() -> Option<Duration> {
     sd_notify::watchdog_enabled()
 }
 
@@ -59,6 +62,6 @@ fn patience() -> Option<std::time::Duration> {
 fn notify(_: Notice) {}
 
 #[cfg(not(unix))]
-fn patience() -> Option<std::time::Duration> {
+fn patience() -> Option<Duration> {
     None
 }

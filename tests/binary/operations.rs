@@ -118,6 +118,31 @@ fn settings_come_from_flag_environment_file_default_in_this_order() {
 }
 
 #[test]
+fn the_configuration_in_deploy_is_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/worker.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    // Also what is commented out: `# key = value`.
+    let whole: String = text
+        .lines()
+        .map(|line| {
+            let setting = line.strip_prefix("# ").filter(|line| line.contains(" = ")).unwrap_or(line);
+            format!("{setting}\n")
+        })
+        .collect();
+    assert_ne!(whole, text);
+    let folder = tempfile::tempdir().unwrap();
+    let open = folder.path().join("worker.toml");
+    std::fs::write(&open, whole).unwrap();
+    for (file, stopped_by) in [(&path, "/var/lib/worker-orcd/model.gguf"), (&open, "/etc/worker-orcd/")] {
+        let port = free_port();
+        let output =
+            run(&["serve", "--config", file.to_str().unwrap(), "--port", &port, "--host", "127.0.0.1"]);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(stderr.contains(stopped_by) && !stderr.contains("worker.toml"), "{stderr}");
+    }
+}
+
+#[test]
 fn shells_and_manuals_know_every_command_and_flag() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let output = run(&["completions", shell]);

@@ -10,6 +10,7 @@
 mod chat;
 mod completions;
 mod control;
+mod deploy;
 mod engine;
 mod execute;
 mod gate;

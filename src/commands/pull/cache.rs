@@ -29,6 +29,7 @@ impl Cache {
     /// # Errors
     /// None of them is set.
     pub(super) fn locate(named: Option<&Path>) -> Result<Self, PullError> {
+        let named = named.filter(|folder| !folder.as_os_str().is_empty());
         let root = named.map(Path::to_owned).or_else(|| home().map(|home| home.join("hub")));
         Ok(Self { root: root.ok_or(PullError::NoCache)? })
     }

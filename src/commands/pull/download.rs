@@ -70,6 +70,7 @@ pub(super) async fn fetch(hub: &Hub, blob: &Blob<'_>, bar: &ProgressBar) -> Resu
         tokio::time::sleep(PAUSE * 2_u32.pow(failures)).await;
     }
     if let Some(expected) = blob.resolved.sha256() {
+        bar.set_message("checking");
         let got = sha256(&partial).map_err(PullError::io(&partial))?;
         if !got.eq_ignore_ascii_case(expected) {
             // Nothing could be made of it by going on.

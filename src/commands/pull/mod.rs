@@ -89,8 +89,10 @@ async fn online(
     id: &RepositoryId,
     repository: &Repository,
 ) -> Result<(String, Vec<PathBuf>), PullError> {
-    let token = args.token.clone().or_else(cache::saved_token);
-    let hub = Hub::at(&args.endpoint, token)?;
+    // A variable that is set to nothing is not set.
+    let token = args.token.clone().filter(|token| !token.is_empty()).or_else(cache::saved_token);
+    let endpoint = if args.endpoint.is_empty() { DEFAULT_ENDPOINT } else { &args.endpoint };
+    let hub = Hub::at(endpoint, token)?;
     let listing = hub.listing(id, &args.revision).await?;
     let chosen = choice::choose(&listing.files, args.file.as_deref())?;
     let mut paths = Vec::with_capacity(chosen.len());
