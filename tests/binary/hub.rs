@@ -72,7 +72,8 @@ impl Hub {
 
     pub(crate) fn etag(&self) -> String {
         let shelf = self.shelf.lock().unwrap();
-        let sha256 = || Sha256::digest(&shelf.bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = |hex: String, byte: &u8| format!("{hex}{byte:02x}");
+        let sha256 = || Sha256::digest(&shelf.bytes).iter().fold(String::new(), hex);
         shelf.etag.clone().unwrap_or_else(sha256)
     }
 

@@ -20,4 +20,6 @@ mod hub;
 mod models;
 mod operations;
 mod pull;
+#[cfg(target_os = "linux")]
+mod terminal;
 mod worker;

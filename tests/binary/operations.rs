@@ -122,13 +122,9 @@ fn the_configuration_in_deploy_is_one() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/worker.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     // Also what is commented out: `# key = value`.
-    let whole: String = text
-        .lines()
-        .map(|line| {
-            let setting = line.strip_prefix("# ").filter(|line| line.contains(" = ")).unwrap_or(line);
-            format!("{setting}\n")
-        })
-        .collect();
+    let setting = |line: &str| line.strip_prefix("# ").filter(|line| line.contains(" = ")).map(str::to_owned);
+    let lines = text.lines().map(|line| setting(line).unwrap_or_else(|| line.to_owned()));
+    let whole = lines.collect::<Vec<_>>().join("\n");
     assert_ne!(whole, text);
     let folder = tempfile::tempdir().unwrap();
     let open = folder.path().join("worker.toml");

@@ -160,10 +160,8 @@ fn commands_in_the_files_are_commands() {
 fn the_worker_has_longer_to_drain_than_it_needs() {
     let said = |path: &str| -> String {
         let text = read(path);
-        text.lines()
-            .filter(|line| !line.trim_start().starts_with('#'))
-            .map(|line| format!("{line}\n"))
-            .collect()
+        let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+        lines.collect::<Vec<_>>().join("\n")
     };
     let seconds = |text: &str, after: &str| -> u64 {
         let rest = &text[text.find(after).unwrap_or_else(|| panic!("{after}")) + after.len()..];

@@ -137,14 +137,29 @@ fn interrupts() -> Result<Arc<AtomicBool>, CommandError> {
     let raised = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&raised);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Heard from here on, before the line editor first puts its own handler in this one's place and takes it back.
+    let mut heard = {
+        let _entered = runtime.enter();
+        interrupt_signal()?
+    };
     std::thread::Builder::new().name("interrupts".into()).spawn(move || {
         runtime.block_on(async {
-            while tokio::signal::ctrl_c().await.is_ok() {
+            while heard.recv().await.is_some() {
                 flag.store(true, Ordering::Relaxed);
             }
         });
     })?;
     Ok(raised)
+}
+
+#[cfg(unix)]
+fn interrupt_signal() -> io::Result<tokio::signal::unix::Signal> {
+    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
+}
+
+#[cfg(windows)]
+fn interrupt_signal() -> io::Result<tokio::signal::windows::CtrlC> {
+    tokio::signal::windows::ctrl_c()
 }
 
 /// Writes an answer as it comes: its text on stdout; its reasoning dim before it on a terminal, else among the notes.
