@@ -95,7 +95,11 @@ impl Tls {
     ///
     /// The client does something else, or takes too long.
     pub async fn secure(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        timeout(HANDSHAKE_TIME, self.0.accept(stream)).await?
+        self.secure_within(HANDSHAKE_TIME, stream).await
+    }
+
+    async fn secure_within(&self, time: Duration, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        timeout(time, self.0.accept(stream)).await?
     }
 }
 
@@ -105,5 +109,23 @@ pub fn install_crypto() {
     if CryptoProvider::get_default().is_none() {
         // One that came in between is as good.
         let _ = ring::default_provider().install_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_is_given_up() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls");
+        let (certificate, key) = (fixtures.join("localhost.pem"), fixtures.join("localhost.key.pem"));
+        let tls = Tls::load(&certificate, &key).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let error = tls.secure_within(Duration::from_millis(20), stream).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

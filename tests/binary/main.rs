@@ -9,6 +9,9 @@
 )]
 
 mod chat;
+#[path = "../support/collector.rs"]
+#[allow(dead_code, reason = "shared with the server's own tests, which use more of it")]
+mod collector;
 mod commands;
 mod haiku;
 #[path = "../server/http.rs"]

@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
+use super::collector::Collector;
+use super::http;
 use super::worker::{WorkerProcess, command, haiku_model};
 
 fn run(args: &[&str]) -> Output {
@@ -115,6 +119,33 @@ fn settings_come_from_flag_environment_file_default_in_this_order() {
     let output = command(&base).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("did you mean \"max-batch\"?"), "{output:?}");
+}
+
+#[test]
+fn the_standard_variables_of_tracing_are_enough() {
+    let collector = Collector::start();
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint()),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=blue".to_owned()),
+        ("OTEL_SERVICE_NAME", "haiku-writer".to_owned()),
+        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test".to_owned()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "50".to_owned()),
+    ];
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, v)| (*name, v.as_str())).collect();
+    let worker = WorkerProcess::start_in(&environment, "reference", &haiku_model(), &[]);
+    let body = json!({ "model": "haiku-moe", "prompt": "the quiet Zanzibar", "max_tokens": 3 });
+    assert_eq!(http::post(worker.addr, "/v1/completions", &body).status, 200);
+    let began = Instant::now();
+    while !collector.has("text_completion haiku-moe") {
+        assert!(began.elapsed() < Duration::from_secs(20), "no span");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for part in ["haiku-writer", "deployment.environment.name", "gen_ai.usage.output_tokens"] {
+        assert!(collector.has(part), "{part}");
+    }
+    assert!(!collector.has("Zanzibar"));
+    let posts = collector.posts.lock().unwrap();
+    assert!(posts.iter().all(|(head, _)| head.contains("x-tenant: blue\r\n")), "{posts:?}");
 }
 
 #[test]

@@ -8,6 +8,8 @@
 )]
 
 mod chat;
+#[path = "../support/collector.rs"]
+mod collector;
 mod completions;
 mod control;
 mod deploy;

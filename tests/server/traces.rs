@@ -1,84 +1,18 @@
 //! Traces: the caller's trace goes on in headers, log and span, and a collector gets one span a request.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex};
+use std::net::TcpListener;
 
 use serde_json::json;
 
+use crate::collector::{Collector, holds};
 use crate::http::{get, request};
 use crate::{Server, check_stream, wait_until};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
 
-/// What one POST brought: its head and its body.
-type Post = (String, Vec<u8>);
-
-/// A collector that keeps what it gets.
-struct Collector {
-    addr: SocketAddr,
-    posts: Arc<Mutex<Vec<Post>>>,
-}
-
-impl Collector {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = listener.local_addr().unwrap();
-        let posts = Arc::<Mutex<Vec<Post>>>::default();
-        let kept = Arc::clone(&posts);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let kept = Arc::clone(&kept);
-                std::thread::spawn(move || {
-                    let mut reader = BufReader::new(stream.unwrap());
-                    while let Some(post) = read_post(&mut reader) {
-                        kept.lock().unwrap().push(post);
-                        let answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
-                        reader.get_mut().write_all(answer).unwrap();
-                    }
-                });
-            }
-        });
-        Self { addr, posts }
-    }
-
-    fn endpoint(&self) -> String {
-        format!("http://{}", self.addr)
-    }
-
-    /// Everything the bodies held, one after the other.
-    fn bytes(&self) -> Vec<u8> {
-        self.posts.lock().unwrap().iter().flat_map(|(_, body)| body.clone()).collect()
-    }
-}
-
-fn read_post(reader: &mut impl BufRead) -> Option<Post> {
-    let (mut head, mut length) = (String::new(), 0);
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
-            length = value.trim().parse().unwrap();
-        }
-        if line == "\r\n" {
-            break;
-        }
-        head.push_str(&line);
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    Some((head, body))
-}
-
 fn unhex(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
-}
-
-fn holds(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|window| window == part)
 }
 
 fn execute(server: &Server, job: &str, prompt: &str, headers: &[(&str, &str)]) -> crate::http::Reply {
@@ -116,7 +50,7 @@ fn a_collector_gets_a_span_of_every_request_and_nothing_of_what_it_says() {
     let unwanted = format!("00-{}-{CALLER}-00", TRACE.replace('4', "5"));
     check_stream(&execute(&server, "span-unwanted", secret, &[("traceparent", &unwanted)]).events());
     get(server.addr, "/health");
-    wait_until(|| holds(&collector.bytes(), b"span-oom-x"));
+    wait_until(|| collector.has("span-oom-x"));
     // What comes last is sent before the end.
     check_stream(&execute(&server, "span-last", secret, &[]).events());
     server.signal();
