@@ -66,7 +66,7 @@ impl Sampling {
         match parent {
             Some(parent) if self.parent_based => parent.is_sampled(),
             // The same traces on every service: the low half of the id, which is random, against the share.
-            _ => ((trace_id as u64 >> 1) as f64) < self.share * 2_f64.powi(63),
+            _ => self.share >= 1.0 || ((trace_id as u64 >> 1) as f64) < self.share * 2_f64.powi(63),
         }
     }
 }

@@ -68,7 +68,7 @@ pub(super) fn is_relative(name: &str) -> bool {
     let parts = Path::new(name).components();
     !name.is_empty()
         && !name.contains(['\\', ':', '\0'])
-        && !name.split('/').any(str::is_empty)
+        && !name.split('/').any(|part| matches!(part, "" | "." | ".."))
         && parts.into_iter().all(|part| matches!(part, Component::Normal(_)))
 }
 
