@@ -112,6 +112,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/plain.cuh", include_str!("../../../cuda/common/plain.cuh")),
     ("common/routing_choice.cuh", include_str!("../../../cuda/common/routing_choice.cuh")),
     ("common/routing.cuh", include_str!("../../../cuda/common/routing.cuh")),
+    ("common/attention_join.cuh", include_str!("../../../cuda/common/attention_join.cuh")),
     ("common/attention_tile.cuh", include_str!("../../../cuda/common/attention_tile.cuh")),
 ];
 

@@ -8,6 +8,7 @@
 mod attention;
 mod elementwise;
 mod embed;
+mod fuse_attention;
 mod fuse_experts;
 mod fuse_norm;
 mod fuse_position;
@@ -111,6 +112,7 @@ pub(crate) const RULES: &[Rule] = &[
     single::MOE_COMBINED,
     fuse_experts::GATED,
     fuse_norm::QUANTIZE,
+    fuse_attention::STEP,
     fuse_position::ROTATE_AND_STORE,
     linear::SHARE_INPUT,
     linear::ADD_RESIDUAL,
@@ -123,6 +125,7 @@ pub(crate) fn units() -> Vec<Unit> {
         layout::units(),
         embed::units(),
         norm::units(),
+        fuse_attention::units(),
         fuse_experts::units(),
         fuse_norm::units(),
         fuse_position::units(),
