@@ -25,9 +25,9 @@ COPY LICENSE-APACHE LICENSE-MIT /usr/share/doc/worker-orcd/
 ENV WORKER_ORCD_CACHE_DIR=/var/cache/worker-orcd \
     WORKER_ORCD_HOST=0.0.0.0 \
     WORKER_ORCD_PORT=8080 \
-    HF_HOME=/var/lib/worker-orcd/hub
+    HF_HOME=/var/lib/worker-orcd
 RUN worker-orcd kernels --build \
-    && install -d -o 65532 -g 65532 /var/lib/worker-orcd /var/lib/worker-orcd/hub \
+    && install -d -o 65532 -g 65532 /var/lib/worker-orcd \
     && chown -R 65532:65532 /var/cache/worker-orcd
 
 USER 65532:65532
