@@ -223,11 +223,7 @@ fn source(lowering: &Lowering<'_>, index: usize) -> Result<Option<(Source, usize
 }
 
 /// The source and the eps of its norm as arguments: records where a launch before has made them.
-fn input_args(
-    lowering: &Lowering<'_>,
-    node: &Node,
-    source: Source,
-) -> Result<(InputArgs, f32), BackendError> {
+fn input_args(lowering: &Lowering<'_>, node: &Node, source: Source) -> Result<(InputArgs, f32), BackendError> {
     let x = lowering.value(source.x);
     match source.norm {
         Some((weight, eps, _)) => {
