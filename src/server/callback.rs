@@ -13,9 +13,9 @@ use std::time::Duration;
 use reqwest::{Client, StatusCode, Url, redirect};
 use serde_json::json;
 use tokio::net::UdpSocket;
-use tokio_rustls::rustls::crypto::ring;
 
 use super::state::ServerState;
+use super::tls::install_crypto;
 
 /// How long and how often to try.
 #[derive(Clone, Copy, Debug)]
@@ -102,14 +102,14 @@ async fn post(
         ip => ip,
     };
     let model = state.model();
+    let scheme = if state.tls.is_some() { "https" } else { "http" };
     let report = json!({
         "worker_id": state.worker_id,
-        "url": format!("http://{}", SocketAddr::new(address, local.port())),
+        "url": format!("{scheme}://{}", SocketAddr::new(address, local.port())),
         "model": state.model_name(),
         "vram_bytes": model.map(|model| model.worker.health().memory.total_bytes()),
     });
-    // Another part of the process may have installed it before; it is the same one.
-    let _ = ring::default_provider().install_default();
+    install_crypto();
     // An answer that points elsewhere is an error, not a wish to be followed.
     let client = Client::builder().timeout(answer_time).redirect(redirect::Policy::none()).build()?;
     let status = client.post(url).json(&report).send().await?.status();

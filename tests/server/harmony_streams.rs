@@ -38,16 +38,17 @@ fn check(server: &Server, round: usize) {
     let body = json!({ "messages": user("x"), "tools": tools(), "stream": true, "n": CHOICES, "stop": stop,
         "seed": (round + 1) * 1_000_003, "max_tokens": 60 });
     let chunks = chat(server, &body).chunks();
-    let of = |choice: usize| -> Vec<Value> {
-        chunks.iter().filter(|chunk| chunk["choices"][0]["index"] == choice).cloned().collect()
-    };
+    let mut by_choice = vec![vec![]; CHOICES];
+    for chunk in chunks {
+        by_choice[chunk["choices"][0]["index"].as_u64().unwrap() as usize].push(chunk);
+    }
     let whole = (round % 50 == 0).then(|| {
         let mut body = body.clone();
         body["stream"] = json!(false);
         chat(server, &body).json()
     });
-    for choice in 0..CHOICES {
-        let (content, reasoning, calls, reason) = gathered(&of(choice));
+    for (choice, chunks) in by_choice.iter().enumerate() {
+        let (content, reasoning, calls, reason) = gathered(chunks);
         assert!(!content.contains("<|") && !reasoning.contains("<|"), "{round}/{choice}: {content:?}");
         assert!(reason.is_string(), "{round}/{choice} has no end");
         assert!(reason != "tool_calls" || !calls.is_empty(), "{round}/{choice}");

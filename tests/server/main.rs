@@ -9,10 +9,13 @@
 
 mod callback;
 mod chat;
+#[path = "../support/collector.rs"]
+mod collector;
 mod complaints;
 mod completions;
 mod constrained;
 mod control;
+mod deploy;
 mod engine;
 mod execute;
 mod gate;
@@ -25,7 +28,9 @@ mod metrics;
 mod mock;
 mod openapi;
 mod responses;
+mod tls;
 mod tokenize;
+mod traces;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
