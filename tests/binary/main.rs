@@ -8,6 +8,7 @@
     reason = "a failed step of a test is a failed test"
 )]
 
+mod callback;
 mod chat;
 #[path = "../support/collector.rs"]
 #[allow(dead_code, reason = "shared with the server's own tests, which use more of it")]

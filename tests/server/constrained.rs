@@ -89,6 +89,12 @@ fn check_call(name: &str, arguments: &str) {
     assert_eq!(value.as_object().unwrap().len(), 1, "{arguments}");
 }
 
+fn check_calls(calls: &[(String, String, String)]) {
+    for (_, name, arguments) in calls {
+        check_call(name, arguments);
+    }
+}
+
 /// Servers of both syntaxes: tags and harmony.
 fn callers() -> [Server; 2] {
     [
@@ -141,7 +147,7 @@ fn strict_tools_keep_to_their_schemas_and_leave_text_free() {
         // What a bad one wants is not.
         server.worker.prefer(&script.replace("Bern", "Paris"), server);
         let (_, _, calls, _) = gathered(&chat(server, &body).chunks());
-        calls.iter().for_each(|(_, name, arguments)| check_call(name, arguments));
+        check_calls(&calls);
         assert!(!calls.is_empty());
         server.worker.prefer("", server);
         for seed in 1..12 {
@@ -149,7 +155,7 @@ fn strict_tools_keep_to_their_schemas_and_leave_text_free() {
                 "seed": seed * 7_777_777 });
             let (_, _, calls, _) = gathered(&chat(server, &body).chunks());
             let (_, complete) = calls.split_last().map_or((None, &[][..]), |(last, rest)| (Some(last), rest));
-            complete.iter().for_each(|(_, name, arguments)| check_call(name, arguments));
+            check_calls(complete);
         }
     }
 }
@@ -175,7 +181,7 @@ fn json_may_be_reasoned_about_and_tools_may_be_called_instead() {
             let mut body = body.clone();
             body["seed"] = json!(seed * 77_777);
             let (content, _, calls, reason) = gathered(&chat(server, &body).chunks());
-            calls.iter().for_each(|(_, name, arguments)| check_call(name, arguments));
+            check_calls(&calls);
             if calls.is_empty() {
                 let value: Value =
                     serde_json::from_str(&content).unwrap_or_else(|e| panic!("{e}: {content}"));

@@ -34,7 +34,7 @@ fn any_ids_make_a_stream_that_keeps_to_its_form() {
 }
 
 fn check(server: &Server, round: usize) {
-    let stop = if round % 3 == 0 { json!(["ll", "an"]) } else { Value::Null };
+    let stop = if round.is_multiple_of(3) { json!(["ll", "an"]) } else { Value::Null };
     let body = json!({ "messages": user("x"), "tools": tools(), "stream": true, "n": CHOICES, "stop": stop,
         "seed": (round + 1) * 1_000_003, "max_tokens": 60 });
     let chunks = chat(server, &body).chunks();
@@ -42,7 +42,7 @@ fn check(server: &Server, round: usize) {
     for chunk in chunks {
         by_choice[chunk["choices"][0]["index"].as_u64().unwrap() as usize].push(chunk);
     }
-    let whole = (round % 50 == 0).then(|| {
+    let whole = (round.is_multiple_of(50)).then(|| {
         let mut body = body.clone();
         body["stream"] = json!(false);
         chat(server, &body).json()
@@ -59,7 +59,7 @@ fn check(server: &Server, round: usize) {
             assert_eq!(message["reasoning_content"].as_str().unwrap_or_default(), reasoning);
         }
     }
-    if round % 10 == 0 {
+    if round.is_multiple_of(10) {
         let body = json!({ "input": "x", "stream": true, "seed": round + 1, "max_output_tokens": 60 });
         crate::responses::check_events(&post(server.addr, "/v1/responses", &body).events());
     }

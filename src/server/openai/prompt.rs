@@ -32,7 +32,7 @@ pub enum AnswerFormat {
         /// The schema.
         schema: Value,
         /// What models that know of schemas are shown.
-        shown: Option<ResponseFormat>,
+        shown: Option<Box<ResponseFormat>>,
     },
 }
 
@@ -65,7 +65,7 @@ impl AnswerFormat {
                 let schema = schema.ok_or_else(|| ApiError::invalid(field, rule))?;
                 let (name, description) =
                     (text("name").unwrap_or_else(|| "answer".into()), text("description"));
-                let shown = Some(ResponseFormat { name, description, schema: schema.clone() });
+                let shown = Some(Box::new(ResponseFormat { name, description, schema: schema.clone() }));
                 Ok(Self::Json { field, schema, shown })
             }
             _ => Err(ApiError {
@@ -161,7 +161,7 @@ impl Chat {
         self.options.tools = tool_use.tools;
         self.options.reasoning_effort = effort;
         self.options.response_format = match &answer {
-            AnswerFormat::Json { shown, .. } => shown.clone(),
+            AnswerFormat::Json { shown, .. } => shown.as_deref().cloned(),
             AnswerFormat::Text => None,
         };
         self.answer = answer;

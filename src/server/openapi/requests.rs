@@ -40,7 +40,9 @@ fn integer(low: u64, high: usize) -> Value {
 }
 
 fn list(items: Value, least: usize, most: usize) -> Value {
-    json!({ "type": "array", "items": items, "minItems": least, "maxItems": most })
+    let mut schema = json!({ "type": "array", "minItems": least, "maxItems": most });
+    schema["items"] = items;
+    schema
 }
 
 fn reference(name: &str) -> Value {

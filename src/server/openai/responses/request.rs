@@ -192,7 +192,7 @@ impl Echo {
 
     /// Names the response and its model.
     pub(super) fn begin(&mut self, id: &str, state: &ServerState) {
-        self.suffix = id.strip_prefix("resp_").unwrap_or(id).to_owned();
+        self.suffix = id.strip_prefix("resp_").unwrap_or(id).into();
         self.object.insert("id".into(), id.into());
         self.object.insert("created_at".into(), unix_seconds().into());
         self.object.insert("model".into(), state.model_name().into());
