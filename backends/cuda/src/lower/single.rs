@@ -193,8 +193,7 @@ fn is_single(lowering: &Lowering<'_>, rows: RowSet) -> bool {
 /// Whether a weight is quantised and a row of its activations fits shared memory.
 fn takes(lowering: &Lowering<'_>, weight: &DeviceWeight) -> bool {
     let limit = MAX_SHARED_BYTES.min(lowering.traits().max_shared_bytes);
-    !is_plain(weight.spec.dtype)
-        && shared_bytes(weight.spec.dtype, weight.layout.blocks()) <= limit
+    !is_plain(weight.spec.dtype) && shared_bytes(weight.spec.dtype, weight.layout.blocks()) <= limit
 }
 
 /// Dynamic shared memory for `records` activation records and the rings of weights.
@@ -225,7 +224,11 @@ fn source(lowering: &Lowering<'_>, index: usize) -> Result<Option<(Source, usize
 }
 
 /// The source and the eps of its norm as arguments: records where a launch before has made them.
-fn input_args(lowering: &Lowering<'_>, node: &Node, source: Source) -> Result<(InputArgs, f32), BackendError> {
+fn input_args(
+    lowering: &Lowering<'_>,
+    node: &Node,
+    source: Source,
+) -> Result<(InputArgs, f32), BackendError> {
     let x = lowering.value(source.x);
     match source.norm {
         Some((weight, eps, _)) => {
