@@ -249,5 +249,8 @@ fn calls_that_cannot_be_enforced_are_refused() {
         let mut endless = body(tools(false), json!("required"));
         endless["ignore_eos"] = json!(true);
         refused(server, &endless, "ignore_eos");
+        let mut unopened = body(tools(false), json!("required"));
+        unopened["add_generation_prompt"] = json!(false);
+        refused(server, &unopened, "add_generation_prompt");
     }
 }

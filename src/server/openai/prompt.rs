@@ -239,6 +239,10 @@ impl Chat {
         if matches!(self.answer, AnswerFormat::Text) && !must_call && strict.is_none() {
             return Ok(None);
         }
+        if !self.options.add_generation_prompt {
+            let rule = "a constrained answer begins where the prompt leaves the model to answer";
+            return Err(ApiError::invalid("add_generation_prompt", rule));
+        }
         let syntax = self.call_syntax(tokenizer);
         if syntax == CallSyntax::Unknown && must_call {
             return Err(no_syntax("tool_choice".into()));
