@@ -95,10 +95,11 @@ fn check_calls(calls: &[(String, String, String)]) {
     }
 }
 
-/// Servers of both syntaxes: tags and harmony.
-fn callers() -> [Server; 2] {
+/// Servers of both syntaxes: tags, spelled out or as tokens, and harmony.
+fn callers() -> [Server; 3] {
     [
         Server::start_chat(&[], mock::byte_tokenizer(), Some(TOOL_TEMPLATE)),
+        Server::start_chat(&[], mock::tags_tokenizer(), Some(TOOL_TEMPLATE)),
         Server::start_chat(&[], mock::harmony_tokenizer(), None),
     ]
 }
@@ -164,7 +165,7 @@ fn strict_tools_keep_to_their_schemas_and_leave_text_free() {
 fn json_may_be_reasoned_about_and_tools_may_be_called_instead() {
     let schema = json!({ "type": "object", "properties": { "n": { "enum": [1, 2] } }, "required": ["n"],
         "additionalProperties": false });
-    let [tags, harmony] = callers();
+    let [tags, tokens, harmony] = callers();
     let body = json!({ "messages": user("x"), "response_format": with_schema(&schema), "tools": tools(true),
         "max_tokens": 2000, "stream": true });
     harmony.worker.prefer(
@@ -176,7 +177,7 @@ fn json_may_be_reasoned_about_and_tools_may_be_called_instead() {
     assert_eq!((calls.len(), reason), (0, json!("stop")));
     let (mut answers, mut called) = (0, 0);
     for seed in 1..24 {
-        for server in [&tags, &harmony] {
+        for server in [&tags, &tokens, &harmony] {
             server.worker.prefer("", server);
             let mut body = body.clone();
             body["seed"] = json!(seed * 77_777);

@@ -296,15 +296,23 @@ pub(crate) fn harmony_tokenizer() -> Tokenizer {
     ])
 }
 
+/// The byte tokenizer with the tags of calls as tokens that are text, as Qwen's vocabularies have them.
+pub(crate) fn tags_tokenizer() -> Tokenizer {
+    tokenizer_of_types(&["<|endoftext|>", "<tool_call>", "</tool_call>"], vec![3, 4, 4])
+}
+
 fn tokenizer_with(special: &[&str]) -> Tokenizer {
-    let special_count = special.len();
+    tokenizer_of_types(special, vec![3; special.len()])
+}
+
+fn tokenizer_of_types(special: &[&str], types: Vec<i32>) -> Tokenizer {
     let special = special.iter().map(|&text| text.to_owned());
     let tokens: Vec<String> = (0..=255).map(spelled).chain(special).collect();
     let source = VocabSource {
         model: "gpt2",
         pre: Some("gpt-2"),
         tokens: tokens.iter().map(String::as_bytes).collect(),
-        token_types: Some([vec![1; 256], vec![3; special_count]].concat()),
+        token_types: Some([vec![1; 256], types].concat()),
         merges: Some(vec![]),
         ids: SpecialIds { eos: Some(256), ..SpecialIds::default() },
         ..VocabSource::default()
