@@ -63,7 +63,9 @@ impl TokenizerEnv for Vocabulary {
     }
 
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
-        self.tokenizer.encode(&String::from_utf8_lossy(bytes), SpecialParsing::Plain)
+        // What must come next may end within a character.
+        self.trie
+            .tokenize_with_greedy_fallback(bytes, |text| self.tokenizer.encode(text, SpecialParsing::Plain))
     }
 }
 
