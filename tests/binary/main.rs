@@ -9,6 +9,7 @@
 )]
 
 mod commands;
+mod ending;
 mod haiku;
 #[path = "../server/http.rs"]
 #[allow(dead_code, reason = "shared with the server's own tests, which use more of it")]

@@ -56,7 +56,6 @@ struct Server {
     addr: SocketAddr,
     engine: Engine,
     state: Arc<ServerState>,
-    step_us: Arc<AtomicU64>,
     signal: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -81,7 +80,7 @@ impl Server {
             runtime.block_on(worker_orcd::server::serve(listener, served, signal)).unwrap();
             runtime.shutdown_background();
         });
-        Self { addr, engine, state, step_us, signal: Some(signal), thread: Some(thread) }
+        Self { addr, engine, state, signal: Some(signal), thread: Some(thread) }
     }
 
     /// Waits until nothing runs, waits or holds a block; the longest that took.
