@@ -25,6 +25,7 @@ pub mod record;
 pub mod registry;
 pub mod sse;
 pub mod state;
+pub mod status_page;
 pub mod worker;
 
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub use state::ServerState;
 /// All routes.
 pub fn router(state: Arc<ServerState>) -> Router {
     Router::new()
+        .route("/", get(status_page::page))
+        .route("/status", get(status_page::status))
         .route("/execute", post(execute::execute))
         .route("/cancel", post(control::cancel))
         .route("/shutdown", post(control::shutdown))

@@ -130,6 +130,7 @@ fn attach(state: &ServerState, sequences: usize) -> (Engine, Arc<AtomicU64>) {
         context_length: Some(CONTEXT),
         kv_block_size: 16,
         backend: "paced".into(),
+        device: "none".into(),
         sm: None,
         cuda_driver_version: None,
     };
