@@ -139,7 +139,7 @@ function draw(report) {
   say("what", [report.quant_kind, report.device || report.backend].filter(Boolean).join(" on ") || "No model yet");
   const parts = ["weights", "kv_cache", "activations", "workspace"];
   parts.forEach((part, index) => {
-    const count = report.vram_bytes[part];
+    const count = report.vram_bytes[part] || 0;
     say(part, report.model ? bytes(count) : "–");
     at("memory-bar").children[index].style.flexBasis = `${(count / Math.max(1, report.vram_bytes_used)) * 100}%`;
   });
@@ -163,7 +163,9 @@ function draw(report) {
   at("unlock").hidden = !report.locked;
   at("counts-card").hidden = !report.stats;
   if (report.stats) return drawStats(report.stats, performance.now());
-  before = null;
+  [before, rates] = [null, []];
+  sparkline();
+  at("cache-bar").style.flexBasis = "0";
   for (const id of ["rate", "cache", "first"]) say(id, "–");
   for (const id of ["rate-note", "cache-note", "first-note"]) say(id, report.locked ? "needs a key" : "\u00a0");
 }
