@@ -106,19 +106,19 @@ class Worker:
 
 
 @pytest.fixture(scope="session")
-def backend():
-    """The device tests run on: wgpu where the machine has a Vulkan driver, else the interpreter."""
+def gpu_backend():
+    """wgpu where the machine has a Vulkan driver, else the interpreter."""
     listed = subprocess.run([BINARY, "devices", "--json"], capture_output=True, text=True, env=environment())
     found = "wgpu" if '"wgpu"' in listed.stdout and listed.returncode == 0 else "reference"
     return os.environ.get("CLIENT_TESTS_BACKEND", found)
 
 
 @pytest.fixture(scope="module")
-def start_worker(tmp_path_factory, backend):
-    """Starts workers that end with the module."""
+def start_worker(tmp_path_factory):
+    """Starts workers that end with the module; on the interpreter, which is quick with so small a model."""
     started = []
 
-    def start(*flags, **options):
+    def start(*flags, backend="reference", **options):
         worker = Worker(tmp_path_factory.mktemp("worker"), backend, *flags, **options)
         started.append(worker)
         return worker
@@ -130,5 +130,5 @@ def start_worker(tmp_path_factory, backend):
 
 @pytest.fixture(scope="module")
 def worker(start_worker):
-    """One worker with room for the tests' concurrency."""
-    return start_worker("--max-batch", "8", "--max-queue", "128", "--served-model-name", "haiku").wait_ready()
+    """One worker that the tests of a module share."""
+    return start_worker("--served-model-name", "haiku").wait_ready()
