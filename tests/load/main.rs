@@ -88,7 +88,8 @@ impl Server {
         let began = Instant::now();
         loop {
             let stats = self.engine.stats();
-            if (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0) && self.state.jobs.is_empty() {
+            if (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0) && self.state.jobs.is_empty()
+            {
                 return began.elapsed();
             }
             assert!(began.elapsed() < Duration::from_secs(20), "never idle: {stats:?}");

@@ -19,6 +19,7 @@ mod info;
 mod logs;
 mod metrics;
 mod mock;
+mod status_page;
 mod tokenize;
 
 use std::net::SocketAddr;

@@ -72,8 +72,9 @@ async fn measure(args: &ServeBenchArgs) -> Result<Json, CommandError> {
     };
     let target = Arc::new(Target { client, args: args.clone(), model, begun: AtomicUsize::new(0) });
     let start = Instant::now();
-    let streams: Vec<_> =
-        (0..args.concurrency.max(1)).map(|_| tokio::spawn(one_after_another(Arc::clone(&target), start))).collect();
+    let streams: Vec<_> = (0..args.concurrency.max(1))
+        .map(|_| tokio::spawn(one_after_another(Arc::clone(&target), start)))
+        .collect();
     let mut tally = Tally::default();
     for stream in streams {
         tally.add(stream.await.map_err(std::io::Error::other)?);
@@ -93,7 +94,8 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 
 async fn first_model(args: &ServeBenchArgs, client: &Client) -> Result<String, CommandError> {
     let request = with_key(client.get(format!("{}/v1/models", args.url.trim_end_matches('/'))), args);
-    let answer = request.send().await.and_then(Response::error_for_status).map_err(|error| fault(args, &error))?;
+    let answer =
+        request.send().await.and_then(Response::error_for_status).map_err(|error| fault(args, &error))?;
     let listed: Json = answer.json().await.map_err(|error| fault(args, &error))?;
     let name = listed["data"][0]["id"].as_str().map(str::to_owned);
     name.ok_or_else(|| CommandError::Usage(format!("{}: the server lists no model", args.url)))
@@ -247,7 +249,8 @@ impl Stream {
             self.done = true;
             return Ok(0);
         }
-        let chunk: Chunk = serde_json::from_slice(data).map_err(|error| format!("a chunk that is {error}"))?;
+        let chunk: Chunk =
+            serde_json::from_slice(data).map_err(|error| format!("a chunk that is {error}"))?;
         if chunk.error.is_some() {
             return Err("an error in the stream".into());
         }
@@ -310,7 +313,8 @@ impl Tally {
 fn percentiles(mut samples_us: Vec<u32>) -> Json {
     samples_us.sort_unstable();
     let last = samples_us.len().saturating_sub(1);
-    let at = |share: f64| samples_us.get((last as f64 * share).round() as usize).map(|&us| f64::from(us) / 1e3);
+    let at =
+        |share: f64| samples_us.get((last as f64 * share).round() as usize).map(|&us| f64::from(us) / 1e3);
     json!({ "p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "max": at(1.0) })
 }
 

@@ -61,8 +61,10 @@ pub async fn status(State(state): State<Arc<ServerState>>, headers: HeaderMap) -
 
 fn figures(state: &ServerState, model: &LoadedModel) -> Value {
     let (stats, histograms) = (model.worker.stats(), model.worker.histograms());
-    let requests: Map<String, Value> =
-        OUTCOMES.into_iter().map(|outcome| (outcome.name().to_owned(), state.tally.of(outcome).into())).collect();
+    let requests: Map<String, Value> = OUTCOMES
+        .into_iter()
+        .map(|outcome| (outcome.name().to_owned(), state.tally.of(outcome).into()))
+        .collect();
     let sums = |histogram: &Histogram| json!({ "sum": histogram.sum, "count": histogram.count() });
     json!({
         "tokens_generated": stats.generated_tokens,
