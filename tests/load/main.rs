@@ -23,8 +23,8 @@ mod streams;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -45,6 +45,9 @@ const STORY: &str = "The keeper climbed the stair each evening, a hundred and ni
     \"good light,\" he said to nobody. Ships went by like thoughts — some near, some far — and the naïve gulls \
     called 🌊 over the grey water until morning.\n";
 
+/// Held by each test: what one measures, another must not spend.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[derive(Parser)]
 struct Line {
     #[command(flatten)]
@@ -58,11 +61,13 @@ struct Server {
     state: Arc<ServerState>,
     signal: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Server {
     /// Room for `sequences` at once, and for as many in the queue.
     fn start(sequences: usize, step: Duration) -> Self {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let line = ["worker-orcd", "--model", "paced.gguf", "--drain-timeout-sec", "1"];
         let config = Line::try_parse_from(line).unwrap().config;
         let state = ServerState::loading(&config).unwrap();
@@ -80,7 +85,7 @@ impl Server {
             runtime.block_on(worker_orcd::server::serve(listener, served, signal)).unwrap();
             runtime.shutdown_background();
         });
-        Self { addr, engine, state, signal: Some(signal), thread: Some(thread) }
+        Self { addr, engine, state, signal: Some(signal), thread: Some(thread), _alone: alone }
     }
 
     /// Waits until nothing runs, waits or holds a block; the longest that took.
@@ -121,6 +126,8 @@ fn attach(state: &ServerState, sequences: usize) -> (Engine, Arc<AtomicU64>) {
         max_queue: sequences,
         context: CONTEXT,
         kv_budget: KvBudget::Blocks(sequences * CONTEXT / 16),
+        // Prompts cost this device nothing: what is measured is streaming.
+        prefill_chunk: 4096,
         warm_up: false,
         ..EngineConfig::default()
     };

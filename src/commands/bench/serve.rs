@@ -83,7 +83,7 @@ async fn measure(args: &ServeBenchArgs) -> Result<Json, CommandError> {
 }
 
 fn fault(args: &ServeBenchArgs, error: &reqwest::Error) -> CommandError {
-    CommandError::Usage(format!("{}: {}", args.url, with_causes(error)))
+    CommandError::Io(std::io::Error::other(format!("{}: {}", args.url, with_causes(error))))
 }
 
 /// An error with what lies below it, which is where its reason stands.
