@@ -4,13 +4,14 @@ use std::sync::{Arc, OnceLock};
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::admission::{Admitted, Prompts, submit};
 use super::answers::TokenReport;
 use super::grammar::{Grammars, Schema};
 use super::parameters::{MAX_TOP_LOGPROBS, Parameters};
-use super::reply::{Head, Whole, Wire, reply};
+use super::reply::{Head, Whole, Wire, json_of, reply};
 use super::{error, messages, refused};
 use crate::random;
 use crate::server::body::Fields;
@@ -253,6 +254,24 @@ fn reasoning_effort(fields: &mut Fields) -> Result<Option<ReasoningEffort>, ApiE
     ReasoningEffort::parse(&name).map(Some).ok_or_else(|| ApiError::invalid("reasoning_effort", rule))
 }
 
+/// An entry of `choices` with a piece of an answer.
+#[derive(Serialize)]
+struct Piece {
+    index: usize,
+    delta: Delta,
+    logprobs: Value,
+    finish_reason: Option<&'static str>,
+}
+
+/// What a piece adds.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Delta {
+    Content(String),
+    ReasoningContent(String),
+    ToolCalls([Value; 1]),
+}
+
 /// Answers as `chat.completion` objects.
 #[derive(Debug)]
 struct ChatWire {
@@ -288,21 +307,19 @@ impl Wire for ChatWire {
         Some(json!({ "index": choice, "delta": delta, "logprobs": null, "finish_reason": null }))
     }
 
-    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<Value> {
-        let call = |call: Value| json!({ "tool_calls": [call] });
+    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<String> {
         let delta = match event {
-            OutputEvent::ContentDelta(text) => json!({ "content": text }),
-            OutputEvent::ReasoningDelta(text) => json!({ "reasoning_content": text }),
-            OutputEvent::ToolCallStart { index, id, name } => call(json!({
+            OutputEvent::ContentDelta(text) => Delta::Content(text),
+            OutputEvent::ReasoningDelta(text) => Delta::ReasoningContent(text),
+            OutputEvent::ToolCallStart { index, id, name } => Delta::ToolCalls([json!({
                 "index": index, "id": id, "type": "function", "function": { "name": name, "arguments": "" }
-            })),
+            })]),
             OutputEvent::ToolCallArgumentsDelta { index, delta } => {
-                call(json!({ "index": index, "function": { "arguments": delta } }))
+                Delta::ToolCalls([json!({ "index": index, "function": { "arguments": delta } })])
             }
             OutputEvent::ToolCallEnd { .. } | OutputEvent::Finished(_) => return None,
         };
-        let logprobs = self.logprobs(reports);
-        Some(json!({ "index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": null }))
+        Some(json_of(&Piece { index: choice, delta, logprobs: self.logprobs(reports), finish_reason: None }))
     }
 
     fn ending(&self, choice: usize, outcome: Outcome) -> Value {
