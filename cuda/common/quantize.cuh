@@ -2,10 +2,6 @@
 #pragma once
 #include "common/activation.cuh"
 
-struct alignas(16) Floats4 {
-    float at[4];
-};
-
 // Elements 4 part .. 4 part + 3 of a block, by the `part`-th of its eight adjacent lanes. All lanes of the warp call it.
 // `codes` points to the block's record as words; lanes whose `live` is false store nothing.
 __device__ __forceinline__ void quantize_block(const Floats4& x, u32 part, bool live, u32* codes, ActivationSums* sums) {
