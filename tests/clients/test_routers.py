@@ -14,7 +14,7 @@ import threading
 import openai
 import pytest
 
-from conftest import PATIENCE_S, Worker, eventually, free_port
+from conftest import PATIENCE_S, ROOT, Worker, eventually, free_port
 
 BIN = pathlib.Path(os.environ.get("CLIENT_TESTS_ROUTERS", "/nowhere"))
 LITELLM_KEY = "sk-of-the-test-alone-0123456789"
@@ -52,29 +52,15 @@ def litellm(folder, port, workers):
 
 
 def haproxy(folder, port, workers):
-    """HAProxy, which knows nothing of models."""
-    servers = "".join(f"  server w{at} 127.0.0.1:{worker.port}\n" for at, worker in enumerate(workers))
+    """HAProxy, which knows nothing of models, as `deploy` sets it up."""
+    text = (ROOT / "deploy" / "haproxy.cfg").read_text()
+    # Where it listens, and which workers it has: by address, for there are no names here to resolve.
+    text = text.replace("bind :8000", f"bind 127.0.0.1:{port}").replace("bind :8404", f"bind 127.0.0.1:{free_port()}")
+    for at, worker in enumerate(workers, 1):
+        text = text.replace(f"worker-{at}:8080", f"127.0.0.1:{worker.port}")
+    assert "8080" not in text, text
     config = folder / "haproxy.cfg"
-    config.write_text(f"""
-global
-  tune.bufsize 65536
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 120s
-  timeout server 120s
-  retries 5
-  option redispatch 1
-  option http-buffer-request
-  retry-on all-retryable-errors
-frontend workers
-  bind 127.0.0.1:{port}
-  default_backend workers
-backend workers
-  balance leastconn
-  option httpchk GET /health
-  default-server check inter 200ms fall 1 rise 1
-{servers}""")
+    config.write_text(text.replace(" resolvers names init-addr last,libc,none", ""))
     return [shutil.which("haproxy"), "-db", "-f", config]
 
 
