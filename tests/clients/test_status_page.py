@@ -185,7 +185,7 @@ def test_a_key_is_asked_for_and_forgotten(start_worker, open_page, tmp_path):
 
 
 def test_it_loads_drains_and_comes_back(start_worker, open_page):
-    first = start_worker("--drain-timeout-sec", "4", "--max-batch", "2").wait_ready()
+    first = start_worker("--drain-timeout-sec", "8", "--max-batch", "2").wait_ready()
     page = open_page(first, may_complain=True)
     page.get_by_text("Healthy").wait_for()
     write_for_ever(first)
@@ -193,7 +193,7 @@ def test_it_loads_drains_and_comes_back(start_worker, open_page):
     first.terminate()
     page.get_by_text("The worker is draining").wait_for()
     assert page.get_by_role("button", name="Send").is_disabled()
-    assert first.process.wait(10) == 0
+    assert first.process.wait(30) == 0
     page.get_by_text("Unreachable").wait_for()
     loading = {"status": "loading", "requests_running": 0, "requests_waiting": 0, "uptime_seconds": 3, "stats": None,
                "model": None, "vram_bytes": {}, "vram_bytes_used": 0, "worker_id": "w", "locked": False}
