@@ -169,7 +169,7 @@ mod tests {
     #[tokio::test]
     async fn a_silence_is_filled_and_speech_is_not() {
         let tick = Duration::from_millis(40);
-        let mut body = EventBody::of(InTurn(vec![None, None, Some("a"), None, None, None]), tick);
+        let mut body = EventBody::of(InTurn([vec![None, None, Some("a")], vec![None; 9]].concat()), tick);
         let start = Instant::now();
         let mut next = async || {
             let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
