@@ -45,7 +45,7 @@ def litellm(folder, port, workers):
     config = folder / "litellm.yaml"
     config.write_text(
         "model_list:\n" + "".join(deployment.format(MODEL, worker.url) for worker in workers)
-        + "router_settings: {num_retries: 4, retry_after: 0, allowed_fails: 1, cooldown_time: 1}\n"
+        + "router_settings: {num_retries: 4, retry_after: 0, allowed_fails: 0, cooldown_time: 3}\n"
         + f"general_settings: {{master_key: {LITELLM_KEY}}}\n"
     )
     return [BIN / "litellm", "--config", config, "--host", "127.0.0.1", "--port", port]
