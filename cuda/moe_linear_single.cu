@@ -28,6 +28,7 @@ struct MoeLinearGatedArgs {
     float* y;    // [top_k, outputs], or null where records are all that is wanted
     u8* codes;   // records of y, or null
     ActivationSums* sums;
+    Upcoming upcoming;
     u32 outputs;
     u32 top_k;
     u32 expert_count;
@@ -68,11 +69,12 @@ __device__ __forceinline__ void find_experts(const MoeLinearGatedArgs& args, u32
     __syncthreads();
 }
 
-KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, SINGLE_THREADS, 3) {
+KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, SINGLE_THREADS, 4) {
     __shared__ u32 chosen[MOST_CHOSEN];
     const u32 blocks = args.gate.blocks;
     const SingleActivations x(blocks);
     const u32 live = *args.tokens;
+    request_upcoming(args.upcoming, blockIdx.y * gridDim.x + blockIdx.x, gridDim.x * gridDim.y);
     wait_for_previous_kernel();
     allow_next_kernel();
     if (live == 0) return;
@@ -89,8 +91,7 @@ KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, SINGLE_THREADS, 3) {
         x, blocks, (row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x * 2, 2,
         [&](u32 i) { return SinglePass{i % 2 == 0 ? &args.gate : &args.up, expert * row_tiles + tile_at(i)}; },
         [&] {
-            HeldQuads none;
-            fill_activations(x, args.x, blocks, held, none, 0.0f, 0);
+            fill_activations(x, args.x, blocks, held, 0.0f, 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {
@@ -126,7 +127,7 @@ struct MoeLinearCombinedArgs {
     u32 early;  // the experts were chosen before the previous kernel, so weights need not wait for it
 };
 
-KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, 3) {
+KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, 4) {
     const u32 blocks = args.weight.blocks;
     const SingleActivations x(blocks);
     const u32 k = blockIdx.y;
@@ -149,8 +150,7 @@ KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, 3) {
             if (live == 0) return false;
             HeldRecords held;
             held.load(own, blocks);
-            HeldQuads none;
-            fill_activations(x, own, blocks, held, none, 0.0f, 0);
+            fill_activations(x, own, blocks, held, 0.0f, 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {

@@ -58,6 +58,12 @@ __device__ __forceinline__ Words4 load_ahead(const Words4* address) {
     return v;
 }
 
+__device__ __forceinline__ u32 load_ahead(const u32* address) {
+    u32 v;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
+    return v;
+}
+
 __device__ __forceinline__ Words2 load_ahead(const Words2* address) {
     Words2 v;
     asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address) : "memory");

@@ -33,7 +33,7 @@ struct SingleInput {
     const float* norm;  // [width] or null; else x * scale * norm[i] is multiplied
 };
 
-// A batch of quads of a row; with the factors of the norm, loaded before the previous kernel ends.
+// A batch of quads of a row.
 struct HeldQuads {
     static constexpr u32 COUNT = 3;
     Floats4 at[COUNT];
@@ -71,9 +71,14 @@ struct HeldRecords {
     }
 };
 
-// Puts the records of a row in place. `held`: its first ones; `factors`: the first quads of the norm. Ends with a barrier.
+// Asks for the factors of a norm, before the previous kernel has ended.
+__device__ __forceinline__ void request_norm(const SingleInput& in, u32 blocks) {
+    for (u32 block = threadIdx.x; in.norm && block < blocks; block += SINGLE_THREADS) prefetch_to_l2(in.norm + block * 32);
+}
+
+// Puts the records of a row in place. `held`: its first ones. Ends with a barrier.
 __device__ __forceinline__ void fill_activations(const SingleActivations& out, const SingleInput& in, u32 blocks,
-                                                 const HeldRecords& held, HeldQuads& factors, float eps, float* normed) {
+                                                 const HeldRecords& held, float eps, float* normed) {
     __shared__ float partials[NORM_THREADS / 32];
     const u32 width = blocks * 32;
     if (in.codes) {
@@ -91,16 +96,13 @@ __device__ __forceinline__ void fill_activations(const SingleActivations& out, c
         return;
     }
     const u32 quads = width / 4;
-    HeldQuads own;
-    own.load(in.x, 0, quads);
     float scale = 1.0f;
-    if (in.norm) scale = rms_scale(in.x, width, eps, partials);
 #pragma unroll 1
     for (u32 first = 0; first < quads; first += HeldQuads::COUNT * SINGLE_THREADS) {
-        if (first > 0) {
-            own.load(in.x, first, quads);
-            factors.load(in.norm, first, quads);
-        }
+        HeldQuads own, factors;
+        own.load(in.x, first, quads);
+        factors.load(in.norm, first, quads);
+        if (in.norm && first == 0) scale = rms_scale(in.x, width, eps, partials);
 #pragma unroll
         for (u32 i = 0; i < HeldQuads::COUNT; ++i) {
             const u32 index = first + i * SINGLE_THREADS + threadIdx.x;
@@ -124,6 +126,22 @@ struct SinglePass {
     const Weight* weight;
     u64 row_tile;
 };
+
+// Weights that a later launch reads: asked for while this one waits and memory is idle. `struct UpcomingArgs`.
+struct Upcoming {
+    const u8* base[3];
+    u32 lines[3];  // of 128 bytes
+    u32 reserved;
+};
+
+__device__ __forceinline__ void request_upcoming(const Upcoming& upcoming, u32 cta, u32 ctas) {
+#pragma unroll 1
+    for (int i = 0; i < 3; ++i) {
+        for (u32 line = cta * SINGLE_THREADS + threadIdx.x; line < upcoming.lines[i]; line += ctas * SINGLE_THREADS) {
+            prefetch_to_l2(upcoming.base[i] + (u64)line * 128);
+        }
+    }
+}
 
 // Multiplies `count` tiles, one after the other. `pass_of(i)` is the i-th. `prepare()` is called when the first weights are
 // on their way and must leave the records in place, ending with a barrier; it returns false when there is nothing to do.
@@ -167,6 +185,11 @@ __device__ __forceinline__ void single_product(const SingleActivations& x, u32 b
     };
 #pragma unroll 1
     for (u32 i = 0; i < K::DEPTH; ++i) copy_next();
+    // The rest of the first tile comes to L2.
+    if (pass == 0 && count > 0) {
+        const u32 rest = (share - chunk * K::BLOCKS) * Strides<FORMAT>::CODES;
+        for (u32 place = lane * 128; place < rest; place += 32 * 128) prefetch_to_l2(at.codes - lane * 16 + place);
+    }
     if (!prepare()) return;
     StreamRow<FORMAT> row;
     row.codes = (const u8*)(x.codes + 4 * begin * C::BLOCKS + lane % 4) + lane / 4 % 2 * 8;

@@ -19,6 +19,7 @@ mod norm;
 mod position;
 mod sample;
 mod single;
+mod single_experts;
 
 use std::collections::HashMap;
 
@@ -108,8 +109,8 @@ pub(crate) const RULES: &[Rule] = &[
     single::GATED,
     single::PRODUCTS,
     single::PLAIN_NORMED,
-    single::MOE_GATED,
-    single::MOE_COMBINED,
+    single_experts::GATED,
+    single_experts::COMBINED,
     fuse_experts::GATED,
     fuse_norm::QUANTIZE,
     fuse_attention::STEP,
@@ -132,6 +133,7 @@ pub(crate) fn units() -> Vec<Unit> {
         fuse_router::units(),
         linear::units(),
         single::units(),
+        single_experts::units(),
         elementwise::units(),
         position::units(),
         attention::units(),

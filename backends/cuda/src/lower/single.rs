@@ -14,19 +14,21 @@ use crate::launch::{DevicePtr, Launch};
 use crate::layout::{TILE_COLUMNS, WeightArgs, is_plain, plane_bytes};
 
 /// Threads per CTA (`SINGLE_THREADS`), eight warps of one slice each.
-const SINGLE_THREADS: u32 = 256;
+pub(super) const SINGLE_THREADS: u32 = 256;
 /// Slices, each with a ring of weights (`SLICES`).
 const SLICES: usize = 8;
-/// Most bytes of one ring (`Chunk::DEPTH`).
-const RING_LIMIT: usize = 7700;
+/// Chunks of a ring (`Chunk::DEPTH`).
+const RING_CHUNKS: usize = 2;
+/// Most that is asked for ahead: half of the smallest L2 of a device with dependent launch.
+const UPCOMING_BYTES: usize = 25 << 20;
+/// Bytes of a line of L2.
+const LINE_BYTES: usize = 128;
 /// CTAs that share a multiprocessor, beside which those of the next kernel still fit.
 const RESIDENT: u32 = 2;
 /// Products of one launch (`MAX_PRODUCTS`).
 const MAX_PRODUCTS: usize = 3;
 /// Bytes of activation records per 32 elements.
 const RECORD_BYTES: u32 = 80;
-/// Most experts of a token (`MOST_CHOSEN`).
-const MOST_CHOSEN: usize = 32;
 /// Most dynamic shared memory these kernels ask for; every device has it beside their static part.
 pub(super) const MAX_SHARED_BYTES: u32 = 94 << 10;
 
@@ -44,10 +46,19 @@ struct ProductArgs {
 /// `struct SingleInput`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-struct InputArgs {
+pub(super) struct InputArgs {
     records: ActivationArgs,
     x: DevicePtr,
     norm: DevicePtr,
+}
+
+/// `struct Upcoming`.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct UpcomingArgs {
+    base: [DevicePtr; MAX_PRODUCTS],
+    lines: [u32; MAX_PRODUCTS],
+    reserved: u32,
 }
 
 /// `struct LinearSingleArgs`.
@@ -58,6 +69,7 @@ struct LinearSingleArgs {
     x: InputArgs,
     residual: DevicePtr,
     normed: DevicePtr,
+    upcoming: UpcomingArgs,
     columns: DevicePtr,
     eps: f32,
     tiles: u32,
@@ -83,29 +95,6 @@ struct LinearGatedArgs {
     reserved: u32,
 }
 
-/// `struct MoeLinearGatedArgs`.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C)]
-struct MoeLinearGatedArgs {
-    gate: WeightArgs,
-    up: WeightArgs,
-    x: InputArgs,
-    experts: DevicePtr,
-    logits: DevicePtr,
-    weights: DevicePtr,
-    tokens: DevicePtr,
-    gate_bias: DevicePtr,
-    up_bias: DevicePtr,
-    y: DevicePtr,
-    records: ActivationArgs,
-    outputs: u32,
-    top_k: u32,
-    expert_count: u32,
-    kind: u32,
-    alpha: f32,
-    limit: f32,
-}
-
 /// `struct LinearPlainNormedArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
@@ -121,37 +110,12 @@ pub(super) struct LinearPlainNormedArgs {
     eps: f32,
 }
 
-/// `struct MoeLinearCombinedArgs`.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C)]
-struct MoeLinearCombinedArgs {
-    weight: WeightArgs,
-    x: InputArgs,
-    experts: DevicePtr,
-    weights: DevicePtr,
-    tokens: DevicePtr,
-    bias: DevicePtr,
-    residual: DevicePtr,
-    y: DevicePtr,
-    products: DevicePtr,
-    arrivals: DevicePtr,
-    outputs: u32,
-    top_k: u32,
-    expert_count: u32,
-    early: u32,
-}
-
 /// `[norm,] gate, up, swiglu` in one launch.
 pub(super) const GATED: Rule = Rule { name: "single.gated", apply: gated };
 /// `[norm,] products…` or `product, add`, one launch per format.
 pub(super) const PRODUCTS: Rule = Rule { name: "single.products", apply: products };
 /// `norm, product` over plain floats in one launch: routers.
 pub(super) const PLAIN_NORMED: Rule = Rule { name: "single.plain_normed", apply: plain_normed };
-/// `[router,] gate, up, swiglu` of the chosen experts in one launch.
-pub(super) const MOE_GATED: Rule = Rule { name: "single.moe_gated", apply: moe_gated };
-/// `down, combine[, add]` of the chosen experts in one launch.
-pub(super) const MOE_COMBINED: Rule = Rule { name: "single.moe_combined", apply: moe_combined };
-
 /// A product node over a quantised weight.
 struct Product<'a> {
     node: &'a Node,
@@ -186,28 +150,28 @@ fn product<'a>(lowering: &Lowering<'a>, index: usize) -> Result<Option<Product<'
 }
 
 /// Whether the step has one token and the set one row.
-fn is_single(lowering: &Lowering<'_>, rows: RowSet) -> bool {
+pub(super) fn is_single(lowering: &Lowering<'_>, rows: RowSet) -> bool {
     lowering.program().shape().tokens == 1 && lowering.max_rows(rows) == 1
 }
 
 /// Whether a weight is quantised and a row of its activations fits shared memory.
-fn takes(lowering: &Lowering<'_>, weight: &DeviceWeight) -> bool {
+pub(super) fn takes(lowering: &Lowering<'_>, weight: &DeviceWeight) -> bool {
     let limit = MAX_SHARED_BYTES.min(lowering.traits().max_shared_bytes);
     !is_plain(weight.spec.dtype) && shared_bytes(weight.spec.dtype, weight.layout.blocks()) <= limit
 }
 
 /// Dynamic shared memory for `records` activation records and the rings of weights.
-fn shared_bytes(dtype: DType, records: u32) -> u32 {
+pub(super) fn shared_bytes(dtype: DType, records: u32) -> u32 {
     records.saturating_mul(RECORD_BYTES).saturating_add(ring_bytes(dtype))
 }
 
 /// Bytes of all rings of a CTA: `Chunk::RING` of each slice.
-fn ring_bytes(dtype: DType) -> u32 {
+pub(super) fn ring_bytes(dtype: DType) -> u32 {
     let per = plane_bytes(dtype);
     let blocks = if dtype == DType::Q8_0 { 2 } else { 4 };
     let units = if dtype.block_elements() > TILE_COLUMNS { 1 } else { blocks };
     let chunk = blocks * (per.codes + per.high) + units * (per.scales + per.supers);
-    (SLICES * (RING_LIMIT / chunk) * chunk) as u32
+    (SLICES * RING_CHUNKS * chunk) as u32
 }
 
 /// The norm at `index`, if it is one of one row; products then start at the next node.
@@ -240,13 +204,17 @@ fn input_args(
 }
 
 /// A value that is multiplied as it is.
-fn floats_or_records(lowering: &Lowering<'_>, x: ValueId) -> InputArgs {
+pub(super) fn floats_or_records(lowering: &Lowering<'_>, x: ValueId) -> InputArgs {
     let records = lowering.codes(x).unwrap_or(ActivationArgs::NONE);
     InputArgs { records, x: lowering.value(x), norm: DevicePtr::NULL }
 }
 
 /// Where the result `y` of whole row tiles goes: floats and records, each as somebody reads it.
-fn result_args(lowering: &mut Lowering<'_>, y: ValueId, outputs: usize) -> (DevicePtr, ActivationArgs) {
+pub(super) fn result_args(
+    lowering: &mut Lowering<'_>,
+    y: ValueId,
+    outputs: usize,
+) -> (DevicePtr, ActivationArgs) {
     let readers = lowering.readers(y);
     if !readers.codes || !outputs.is_multiple_of(32) {
         return (lowering.value(y), ActivationArgs::NONE);
@@ -269,7 +237,7 @@ fn ctas(lowering: &Lowering<'_>, tiles: u32) -> u32 {
     tiles.min(lowering.traits().multiprocessors * RESIDENT).max(1)
 }
 
-fn labels(nodes: &[Node]) -> String {
+pub(super) fn labels(nodes: &[Node]) -> String {
     nodes.iter().map(|node| node.label.as_str()).collect::<Vec<_>>().join("+")
 }
 
@@ -290,7 +258,12 @@ fn products(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendE
     {
         let label = labels(lowering.program().nodes().get(index..begin + 2).unwrap_or_default());
         let y = output(next)?;
-        emit(lowering, &label, source, &[only], Some((residual, y)), false)?;
+        let ahead = if follows_attention(lowering, only.x) {
+            upcoming(lowering, begin + 2, false)
+        } else {
+            UpcomingArgs::default()
+        };
+        emit(lowering, &label, source, &[only], (Some((residual, y)), ahead), false)?;
         return Ok(begin + 2 - index);
     }
     let mut wants_normed =
@@ -306,15 +279,50 @@ fn products(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendE
             taken.iter().filter(|product| product.weight.spec.dtype == format).collect();
         for some in same.chunks(MAX_PRODUCTS) {
             let label = some.iter().map(|product| product.node.label.as_str()).collect::<Vec<_>>().join("+");
-            emit(lowering, &label, source, some, None, wants_normed)?;
+            emit(lowering, &label, source, some, (None, UpcomingArgs::default()), wants_normed)?;
             wants_normed = false;
         }
     }
     Ok(begin + taken.len() - index)
 }
 
+/// Whether `x` comes from attention, during which memory is idle.
+fn follows_attention(lowering: &Lowering<'_>, x: ValueId) -> bool {
+    let nodes = lowering.program().nodes();
+    nodes.iter().any(|node| matches!(node.op, Op::Attention { .. }) && node.outputs.contains(&x))
+}
+
+/// The weights of the first quantised products at or after node `index`, if these are all known before the step runs and
+/// stay in L2 until they are read.
+pub(super) fn upcoming(lowering: &Lowering<'_>, index: usize, past_experts: bool) -> UpcomingArgs {
+    let mut args = UpcomingArgs::default();
+    let mut shared = None;
+    let mut slots = args.base.iter_mut().zip(&mut args.lines);
+    let mut left = UPCOMING_BYTES;
+    for node in lowering.program().nodes().get(index..).unwrap_or_default() {
+        let (x, weight) = match node.op {
+            Op::Linear { x, weight, .. } => (x, weight),
+            Op::MoeLinear { .. } if !past_experts => break,
+            _ if shared.is_some() => break,
+            _ => continue,
+        };
+        let Ok(weight) = lowering.weight(node, weight) else { break };
+        if is_plain(weight.spec.dtype) {
+            continue;
+        }
+        if *shared.get_or_insert(x) != x || weight.layout.bytes() > left {
+            break;
+        }
+        let Some((base, lines)) = slots.next() else { break };
+        left -= weight.layout.bytes();
+        *base = weight.address;
+        *lines = (weight.layout.bytes() / LINE_BYTES) as u32;
+    }
+    args
+}
+
 /// What an `Add` node adds to `product`, when nothing else reads that.
-fn residual_of(lowering: &Lowering<'_>, product: ValueId, next: &Node) -> Option<ValueId> {
+pub(super) fn residual_of(lowering: &Lowering<'_>, product: ValueId, next: &Node) -> Option<ValueId> {
     let Op::Add { a, b } = next.op else { return None };
     let other = match (a == product, b == product) {
         (true, false) => b,
@@ -329,7 +337,7 @@ fn emit(
     label: &str,
     source: Source,
     products: &[&Product<'_>],
-    residual: Option<(ValueId, ValueId)>,
+    (residual, upcoming): (Option<(ValueId, ValueId)>, UpcomingArgs),
     wants_normed: bool,
 ) -> Result<(), BackendError> {
     let Some(first) = products.first() else { return Ok(()) };
@@ -351,6 +359,7 @@ fn emit(
         };
     }
     args.residual = residual.map_or(DevicePtr::NULL, |(other, _)| lowering.value(other));
+    args.upcoming = upcoming;
     args.normed = if wants_normed { lowering.value(source.read()) } else { DevicePtr::NULL };
     args.columns = lowering.row_count(lowering.rows(first.x));
     let grid = [ctas(lowering, args.tiles), 1, 1];
@@ -361,7 +370,7 @@ fn emit(
 }
 
 /// Kind, alpha and limit as `swiglu` takes them.
-const fn gate_args(kind: SwiGluKind) -> (u32, f32, f32) {
+pub(super) const fn gate_args(kind: SwiGluKind) -> (u32, f32, f32) {
     match kind {
         SwiGluKind::Silu => (0, 0.0, 0.0),
         SwiGluKind::Clamped { alpha, limit } => (1, alpha, limit),
@@ -369,7 +378,7 @@ const fn gate_args(kind: SwiGluKind) -> (u32, f32, f32) {
 }
 
 /// The activation at `index` when it gates exactly these two values, which nothing else reads.
-fn gate_of(
+pub(super) fn gate_of(
     lowering: &Lowering<'_>,
     index: usize,
     (gate, up): (ValueId, ValueId),
@@ -424,97 +433,6 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
     Ok(taken)
 }
 
-/// An expert product of one token over a quantised weight.
-struct ExpertProduct<'a> {
-    node: &'a Node,
-    x: ValueId,
-    experts: ValueId,
-    weight: &'a DeviceWeight,
-    bias: Option<WeightId>,
-    y: ValueId,
-    top_k: u32,
-    /// Whether x has one row for all experts.
-    shared: bool,
-}
-
-fn expert_product<'a>(
-    lowering: &Lowering<'a>,
-    index: usize,
-) -> Result<Option<ExpertProduct<'a>>, BackendError> {
-    let Some(node) = lowering.program().nodes().get(index) else { return Ok(None) };
-    let Op::MoeLinear { x, experts, weight, bias } = node.op else { return Ok(None) };
-    let weight = lowering.weight(node, weight)?;
-    let top_k = lowering.width(experts);
-    let shared = lowering.width(x) as usize == weight.spec.cols;
-    let fits = is_single(lowering, RowSet::Tokens) && takes(lowering, weight);
-    Ok(fits.then_some(ExpertProduct { node, x, experts, weight, bias, y: output(node)?, top_k, shared }))
-}
-
-/// The router at `index`, if it is one of few enough choices: its logits, and the values it writes.
-fn router(lowering: &Lowering<'_>, index: usize) -> Option<(ValueId, ValueId, ValueId)> {
-    let node = lowering.program().nodes().get(index)?;
-    match (&node.op, node.outputs.as_slice()) {
-        (&Op::Router { logits, top_k }, &[ids, weights]) if top_k <= MOST_CHOSEN => {
-            Some((logits, ids, weights))
-        }
-        _ => None,
-    }
-}
-
-fn moe_gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
-    let router = router(lowering, index);
-    let begin = index + usize::from(router.is_some());
-    let (Some(gate), Some(up)) = (expert_product(lowering, begin)?, expert_product(lowering, begin + 1)?)
-    else {
-        return Ok(0);
-    };
-    let shape = |product: &ExpertProduct<'_>| {
-        let spec = &product.weight.spec;
-        (product.x, product.experts, product.shared, spec.dtype, spec.rows, spec.experts)
-    };
-    let Some((kind, y)) = gate_of(lowering, begin + 2, (gate.y, up.y))? else { return Ok(0) };
-    let routed = router.is_none_or(|(logits, ids, _)| {
-        ids == gate.experts && lowering.width(logits) as usize == gate.weight.spec.experts
-    });
-    if shape(&gate) != shape(&up) || !gate.shared || !routed || gate.top_k as usize > MOST_CHOSEN {
-        return Ok(0);
-    }
-    let (kind, alpha, limit) = gate_args(kind);
-    let (y, records) = result_args(lowering, y, gate.weight.spec.rows);
-    let (logits, weights) = router.map_or((DevicePtr::NULL, DevicePtr::NULL), |(logits, _, weights)| {
-        (lowering.value(logits), lowering.value(weights))
-    });
-    let args = MoeLinearGatedArgs {
-        gate: gate.weight.layout.args(gate.weight.address),
-        up: up.weight.layout.args(up.weight.address),
-        x: floats_or_records(lowering, gate.x),
-        experts: lowering.value(gate.experts),
-        logits,
-        weights,
-        tokens: lowering.row_count(RowSet::Tokens),
-        gate_bias: lowering.vector(gate.node, gate.bias)?,
-        up_bias: lowering.vector(up.node, up.bias)?,
-        y,
-        records,
-        outputs: gate.weight.spec.rows as u32,
-        top_k: gate.top_k,
-        expert_count: gate.weight.spec.experts as u32,
-        kind,
-        alpha,
-        limit,
-    };
-    let taken = begin + 3 - index;
-    let label = labels(lowering.program().nodes().get(index..index + taken).unwrap_or_default());
-    let grid = [args.gate.row_tiles, args.top_k, 1];
-    let kernel = kernel_name("moe_linear", "gated", gate.weight.spec.dtype);
-    let shared = shared_bytes(gate.weight.spec.dtype, args.gate.blocks);
-    if let Some((_, ids, _)) = router {
-        lowering.writes(ids);
-    }
-    lowering.launch(Launch::grid(&label, kernel, grid, [SINGLE_THREADS, 1, 1], shared, &args));
-    Ok(taken)
-}
-
 fn plain_normed(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
     let Some((source, begin)) = source(lowering, index)? else { return Ok(0) };
     let (Some((norm, eps, normed)), Some(node)) = (source.norm, lowering.program().nodes().get(begin)) else {
@@ -548,49 +466,6 @@ fn plain_normed(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Back
     Ok(2)
 }
 
-fn moe_combined(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
-    let program = lowering.program();
-    let Some(down) = expert_product(lowering, index)? else { return Ok(0) };
-    let Some(combine) = program.nodes().get(index + 1) else { return Ok(0) };
-    let weights = match combine.op {
-        Op::MoeCombine { x, weights } if x == down.y && lowering.is_private(down.y) => weights,
-        _ => return Ok(0),
-    };
-    if (down.shared && down.top_k > 1) || down.top_k as usize > MOST_CHOSEN {
-        return Ok(0);
-    }
-    let combined = output(combine)?;
-    let next = program.nodes().get(index + 2);
-    let residual = next.and_then(|next| residual_of(lowering, combined, next));
-    let (y, taken) = match (residual, next) {
-        (Some(_), Some(next)) => (output(next)?, 3),
-        _ => (combined, 2),
-    };
-    let row_tiles = down.weight.layout.row_tiles();
-    let args = MoeLinearCombinedArgs {
-        weight: down.weight.layout.args(down.weight.address),
-        x: floats_or_records(lowering, down.x),
-        experts: lowering.value(down.experts),
-        weights: lowering.value(weights),
-        tokens: lowering.row_count(RowSet::Tokens),
-        bias: lowering.vector(down.node, down.bias)?,
-        residual: residual.map_or(DevicePtr::NULL, |value| lowering.value(value)),
-        y: lowering.value(y),
-        products: lowering.scratch(down.top_k as usize * down.weight.spec.rows * size_of::<f32>()),
-        arrivals: lowering.counters(combine, row_tiles as usize)?,
-        outputs: down.weight.spec.rows as u32,
-        top_k: down.top_k,
-        expert_count: down.weight.spec.experts as u32,
-        early: u32::from(lowering.is_settled(down.experts)),
-    };
-    let label = labels(program.nodes().get(index..index + taken).unwrap_or_default());
-    let grid = [row_tiles, args.top_k, 1];
-    let kernel = kernel_name("moe_linear", "combined", down.weight.spec.dtype);
-    let shared = shared_bytes(down.weight.spec.dtype, args.weight.blocks);
-    lowering.launch(Launch::grid(&label, kernel, grid, [SINGLE_THREADS, 1, 1], shared, &args));
-    Ok(taken)
-}
-
 /// The units these rules need.
 pub(super) fn units() -> Vec<Unit> {
     let of = |dtype: DType| {
@@ -605,29 +480,12 @@ pub(super) fn units() -> Vec<Unit> {
             ],
         )
         .define("RING_BYTES", ring_bytes(dtype));
-        let moe = format_unit_of(
-            "moe_linear_single",
-            "moe_linear_single.cu",
-            include_str!("../../../../cuda/moe_linear_single.cu"),
-            dtype,
-            &[
-                (
-                    "MOE_LINEAR_GATED",
-                    kernel::<MoeLinearGatedArgs>("moe_linear", "gated", dtype, SINGLE_THREADS),
-                ),
-                (
-                    "MOE_LINEAR_COMBINED",
-                    kernel::<MoeLinearCombinedArgs>("moe_linear", "combined", dtype, SINGLE_THREADS),
-                ),
-            ],
-        )
-        .define("RING_BYTES", ring_bytes(dtype));
-        [linear, moe]
+        linear
     };
-    DType::ALL.into_iter().filter(|dtype| !is_plain(*dtype)).flat_map(of).collect()
+    DType::ALL.into_iter().filter(|dtype| !is_plain(*dtype)).map(of).collect()
 }
 
-fn kernel<A>(op: &str, shape: &str, dtype: DType, threads: u32) -> Kernel {
+pub(super) fn kernel<A>(op: &str, shape: &str, dtype: DType, threads: u32) -> Kernel {
     Kernel::of::<A>(kernel_name(op, shape, dtype), threads).with_shared(MAX_SHARED_BYTES)
 }
 
