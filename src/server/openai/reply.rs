@@ -180,7 +180,7 @@ fn usage(totals: &Totals) -> Value {
         "prompt_tokens": totals.prompt_tokens,
         "completion_tokens": totals.completion_tokens,
         "total_tokens": totals.prompt_tokens + totals.completion_tokens,
-        "prompt_tokens_details": totals.cached_tokens.map(|cached| json!({ "cached_tokens": cached })),
+        "prompt_tokens_details": { "cached_tokens": totals.cached_tokens },
         "completion_tokens_details": { "reasoning_tokens": totals.reasoning_tokens },
     })
 }
