@@ -161,6 +161,7 @@ fn model_card(model: &Model, backend: &dyn Backend, kv_block_size: usize) -> Mod
         context_length: Some(crate::model::Recorder::context_length(model)),
         kv_block_size,
         backend: backend.name().to_owned(),
+        device: caps.device.clone(),
         sm: caps.compute_capability.map(|capability| capability.to_string()),
         cuda_driver_version: caps.compute_capability.map(|_| caps.driver.clone()),
     }

@@ -28,6 +28,7 @@ pub mod registry;
 pub mod span_export;
 pub mod sse;
 pub mod state;
+pub mod status_page;
 pub mod supervisor;
 pub mod tls;
 pub mod trace;
@@ -48,6 +49,8 @@ pub use state::ServerState;
 /// All routes.
 pub fn router(state: Arc<ServerState>) -> Router {
     Router::new()
+        .route("/", get(status_page::page))
+        .route("/status", get(status_page::status))
         .route("/execute", post(execute::execute))
         .route("/cancel", post(control::cancel))
         .route("/shutdown", post(control::shutdown))

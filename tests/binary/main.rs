@@ -15,6 +15,7 @@ mod chat;
 mod collector;
 mod commands;
 mod constrained;
+mod ending;
 mod haiku;
 #[path = "../server/http.rs"]
 #[allow(dead_code, reason = "shared with the server's own tests, which use more of it")]

@@ -28,6 +28,7 @@ mod metrics;
 mod mock;
 mod openapi;
 mod responses;
+mod status_page;
 mod tls;
 mod tokenize;
 mod traces;

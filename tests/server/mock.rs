@@ -25,6 +25,7 @@ pub(crate) fn card() -> ModelCard {
         context_length: Some(CONTEXT),
         kv_block_size: 16,
         backend: "cuda".into(),
+        device: "An H100".into(),
         sm: Some("90".into()),
         cuda_driver_version: Some("13.0".into()),
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::admission::{Admitted, answered, submit};
@@ -11,7 +12,7 @@ use super::answers::TokenReport;
 use super::parameters::{MAX_TOP_LOGPROBS, Parameters};
 use super::prompt::{AnswerFormat, Chat};
 use super::refused;
-use super::reply::{Head, Whole, Wire, reply};
+use super::reply::{Head, Whole, Wire, json_of, reply};
 use crate::server::body::Fields;
 use crate::server::error::ApiError;
 use crate::server::off_thread::off_thread;
@@ -67,6 +68,24 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     Ok(wanted.then_some(top.unwrap_or(0) as usize))
 }
 
+/// An entry of `choices` with a piece of an answer.
+#[derive(Serialize)]
+struct Piece {
+    index: usize,
+    delta: Delta,
+    logprobs: Value,
+    finish_reason: Option<&'static str>,
+}
+
+/// What a piece adds.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Delta {
+    Content(String),
+    ReasoningContent(String),
+    ToolCalls([Value; 1]),
+}
+
 /// Answers as `chat.completion` objects.
 #[derive(Debug)]
 struct ChatWire {
@@ -102,21 +121,19 @@ impl Wire for ChatWire {
         Some(json!({ "index": choice, "delta": delta, "logprobs": null, "finish_reason": null }))
     }
 
-    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<Value> {
-        let call = |call: Value| json!({ "tool_calls": [call] });
+    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<String> {
         let delta = match event {
-            OutputEvent::ContentDelta(text) => json!({ "content": text }),
-            OutputEvent::ReasoningDelta(text) => json!({ "reasoning_content": text }),
-            OutputEvent::ToolCallStart { index, id, name } => call(json!({
+            OutputEvent::ContentDelta(text) => Delta::Content(text),
+            OutputEvent::ReasoningDelta(text) => Delta::ReasoningContent(text),
+            OutputEvent::ToolCallStart { index, id, name } => Delta::ToolCalls([json!({
                 "index": index, "id": id, "type": "function", "function": { "name": name, "arguments": "" }
-            })),
+            })]),
             OutputEvent::ToolCallArgumentsDelta { index, delta } => {
-                call(json!({ "index": index, "function": { "arguments": delta } }))
+                Delta::ToolCalls([json!({ "index": index, "function": { "arguments": delta } })])
             }
             OutputEvent::ToolCallEnd { .. } | OutputEvent::Finished(_) => return None,
         };
-        let logprobs = self.logprobs(reports);
-        Some(json!({ "index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": null }))
+        Some(json_of(&Piece { index: choice, delta, logprobs: self.logprobs(reports), finish_reason: None }))
     }
 
     fn ending(&self, choice: usize, outcome: Outcome) -> Value {

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::admission::{Admitted, Prompts, answered, submit};
 use super::answers::TokenReport;
 use super::parameters::{MAX_TOP_LOGPROBS, Parameters, prompt_ids, token_ids};
 use super::refused;
-use super::reply::{Head, Whole, Wire, reply};
+use super::reply::{Head, Whole, Wire, json_of, reply};
 use crate::server::body::Fields;
 use crate::server::error::ApiError;
 use crate::server::log::TextPrint;
@@ -118,6 +119,15 @@ impl Prompt {
     }
 }
 
+/// An entry of `choices` with a piece of an answer.
+#[derive(Serialize)]
+struct Piece {
+    index: usize,
+    text: String,
+    logprobs: Value,
+    finish_reason: Option<&'static str>,
+}
+
 /// Answers as `text_completion` objects.
 #[derive(Debug)]
 struct TextWire {
@@ -159,14 +169,14 @@ impl Wire for TextWire {
         None
     }
 
-    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<Value> {
+    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<String> {
         let OutputEvent::ContentDelta(text) = event else { return None };
         let offset = self.offsets.get(choice).copied().unwrap_or(0);
         let logprobs = self.logprobs(reports, offset);
         if let Some(offset) = self.offsets.get_mut(choice) {
             *offset += text.chars().count();
         }
-        Some(json!({ "index": choice, "text": text, "logprobs": logprobs, "finish_reason": null }))
+        Some(json_of(&Piece { index: choice, text, logprobs, finish_reason: None }))
     }
 
     fn ending(&self, choice: usize, outcome: Outcome) -> Value {

@@ -89,6 +89,7 @@ fn health() -> Value {
         "sm": or_null("string"),
         "cuda_driver_version": or_null("string"),
         "backend": or_null("string"),
+        "device": or_null("string"),
         "oom_events": count(),
         "requests_running": count(),
         "requests_waiting": count(),

@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use axum::response::sse::Event;
 use futures_core::Stream;
 use serde_json::{Value, json};
 
@@ -15,7 +14,7 @@ use super::items::Items;
 use super::request::Echo;
 use crate::server::error::{ApiError, ErrorCode};
 use crate::server::record::Outcome;
-use crate::server::sse;
+use crate::server::sse::{self, Event};
 use crate::text::Tokenizer;
 
 /// The events of one response. Dropping it before its end cancels the sequence.
