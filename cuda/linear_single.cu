@@ -13,6 +13,10 @@
 
 #define MAX_PRODUCTS 3
 
+// CTAs that share a multiprocessor: four where 64 registers are enough.
+#define SINGLE_CTAS (WEIGHT_FORMAT == FORMAT_Q3_K || WEIGHT_FORMAT == FORMAT_Q6_K ? 3 : 4)
+#define GATED_CTAS (WEIGHT_FORMAT == FORMAT_Q4_0 || WEIGHT_FORMAT == FORMAT_Q8_0 ? 4 : 3)
+
 struct SingleProduct {
     Weight weight;
     const float* bias;  // [outputs] or null
@@ -31,7 +35,7 @@ struct LinearSingleArgs {
     u32 tiles;
 };
 
-KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, 4) {
+KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, SINGLE_CTAS) {
     const u32 blocks = args.products[0].weight.blocks;
     const SingleActivations x(blocks);
     const u32 live = *args.columns;
@@ -40,7 +44,8 @@ KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, 4) {
     };
     const auto tile_at = [&](u32 i) { return blockIdx.x + i * gridDim.x; };
     const auto first_of = [&](u32 product) { return product == 0 ? 0 : args.products[product - 1].end_tile; };
-    request_norm(args.x, blocks);
+    HeldQuads factors;
+    factors.load(args.x.norm, 0, blocks * 8);
     single_product<WEIGHT_FORMAT>(
         x, blocks, (args.tiles - blockIdx.x + gridDim.x - 1) / gridDim.x, 1,
         [&](u32 i) {
@@ -53,7 +58,7 @@ KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, 4) {
             if (live == 0) return false;
             HeldRecords held;
             held.load(args.x, blocks);
-            fill_activations(x, args.x, blocks, held, args.eps, blockIdx.x == 0 ? args.normed : 0);
+            fill_activations(x, args.x, blocks, held, factors, args.eps, blockIdx.x == 0 ? args.normed : 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {
@@ -85,14 +90,12 @@ struct LinearGatedArgs {
     u32 reserved;
 };
 
-// Formats that do not fit 64 registers.
-#define GATED_CTAS (WEIGHT_FORMAT == FORMAT_Q4_1 || WEIGHT_FORMAT == FORMAT_Q4_K ? 3 : 4)
-
 KERNEL(LINEAR_GATED, LinearGatedArgs, SINGLE_THREADS, GATED_CTAS) {
     const u32 blocks = args.gate.blocks;
     const SingleActivations x(blocks);
     const u32 live = *args.columns;
-    request_norm(args.x, blocks);
+    HeldQuads factors;
+    factors.load(args.x.norm, 0, blocks * 8);
     // Gate and up take turns.
     const auto tile_at = [&](u32 i) { return blockIdx.x + i / 2 * gridDim.x; };
     float gate = 0.0f;
@@ -105,7 +108,7 @@ KERNEL(LINEAR_GATED, LinearGatedArgs, SINGLE_THREADS, GATED_CTAS) {
             if (live == 0) return false;
             HeldRecords held;
             held.load(args.x, blocks);
-            fill_activations(x, args.x, blocks, held, args.eps, 0);
+            fill_activations(x, args.x, blocks, held, factors, args.eps, 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {

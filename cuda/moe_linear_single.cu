@@ -42,7 +42,7 @@ __device__ __forceinline__ u32 expert_at(const u32* experts, u32 k, u32 count) {
     return expert < count ? expert : 0;
 }
 
-// The others do not fit 64 registers.
+// CTAs that share a multiprocessor: four where 64 registers are enough.
 #define FORMAT_CTAS \
     (WEIGHT_FORMAT == FORMAT_MXFP4 || WEIGHT_FORMAT == FORMAT_Q8_0 || WEIGHT_FORMAT == FORMAT_Q4_0 ? 4 : 3)
 
@@ -89,11 +89,15 @@ KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, SINGLE_THREADS, FORMAT_CTAS) {
     // Gate and up take turns.
     const auto tile_at = [&](u32 i) { return blockIdx.x + i / 2 * gridDim.x; };
     float gate = 0.0f;
+    // Biases lie far away, and their reader holds up its CTA.
+    if (threadIdx.x == 0 && args.gate_bias) prefetch_to_l2(args.gate_bias + expert * args.outputs + tile_at(0) * 32);
+    if (threadIdx.x == 32 && args.up_bias) prefetch_to_l2(args.up_bias + expert * args.outputs + tile_at(0) * 32);
     single_product<WEIGHT_FORMAT>(
         x, blocks, (row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x * 2, 2,
         [&](u32 i) { return SinglePass{i % 2 == 0 ? &args.gate : &args.up, expert * row_tiles + tile_at(i)}; },
         [&] {
-            fill_activations(x, args.x, blocks, held, 0.0f, 0);
+            HeldQuads none;
+            fill_activations(x, args.x, blocks, held, none, 0.0f, 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {
@@ -137,6 +141,7 @@ KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, FORMAT_CTAS) 
     if (!args.early) wait_for_previous_kernel();
     const u64 expert = live > 0 ? expert_at(args.experts, k, args.expert_count) : 0;
     const auto tile_at = [&](u32 i) { return blockIdx.x + i * gridDim.x; };
+    if (threadIdx.x == 0 && args.bias) prefetch_to_l2(args.bias + expert * args.outputs + tile_at(0) * 32);
     SingleInput own = args.x;
     if (own.codes) {
         own.codes += (u64)k * blocks * ACTIVATION_CODE_BYTES;
@@ -152,7 +157,8 @@ KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, FORMAT_CTAS) 
             if (live == 0) return false;
             HeldRecords held;
             held.load(own, blocks);
-            fill_activations(x, own, blocks, held, 0.0f, 0);
+            HeldQuads none;
+            fill_activations(x, own, blocks, held, none, 0.0f, 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {
