@@ -26,7 +26,6 @@ struct LinearSingleArgs {
     SingleInput x;
     const float* residual;  // [outputs of the first product] or null
     float* normed;          // where h goes, or null
-    Upcoming upcoming;
     const u32* columns;     // live rows of the set: 0 or 1
     float eps;
     u32 tiles;
@@ -49,7 +48,6 @@ KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, 4) {
             return SinglePass{&args.products[product].weight, tile_at(i) - first_of(product)};
         },
         [&] {
-            request_upcoming(args.upcoming, blockIdx.x, gridDim.x);
             wait_for_previous_kernel();
             allow_next_kernel();
             if (live == 0) return false;
@@ -87,7 +85,10 @@ struct LinearGatedArgs {
     u32 reserved;
 };
 
-KERNEL(LINEAR_GATED, LinearGatedArgs, SINGLE_THREADS, 4) {
+// Formats that do not fit 64 registers.
+#define GATED_CTAS (WEIGHT_FORMAT == FORMAT_Q4_1 || WEIGHT_FORMAT == FORMAT_Q4_K ? 3 : 4)
+
+KERNEL(LINEAR_GATED, LinearGatedArgs, SINGLE_THREADS, GATED_CTAS) {
     const u32 blocks = args.gate.blocks;
     const SingleActivations x(blocks);
     const u32 live = *args.columns;

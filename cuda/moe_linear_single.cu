@@ -28,7 +28,6 @@ struct MoeLinearGatedArgs {
     float* y;    // [top_k, outputs], or null where records are all that is wanted
     u8* codes;   // records of y, or null
     ActivationSums* sums;
-    Upcoming upcoming;
     u32 outputs;
     u32 top_k;
     u32 expert_count;
@@ -42,6 +41,10 @@ __device__ __forceinline__ u32 expert_at(const u32* experts, u32 k, u32 count) {
     const u32 expert = experts[k];
     return expert < count ? expert : 0;
 }
+
+// The others do not fit 64 registers.
+#define FORMAT_CTAS \
+    (WEIGHT_FORMAT == FORMAT_MXFP4 || WEIGHT_FORMAT == FORMAT_Q8_0 || WEIGHT_FORMAT == FORMAT_Q4_0 ? 4 : 3)
 
 // Most experts of a token.
 #define MOST_CHOSEN 32
@@ -69,12 +72,11 @@ __device__ __forceinline__ void find_experts(const MoeLinearGatedArgs& args, u32
     __syncthreads();
 }
 
-KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, SINGLE_THREADS, 4) {
+KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, SINGLE_THREADS, FORMAT_CTAS) {
     __shared__ u32 chosen[MOST_CHOSEN];
     const u32 blocks = args.gate.blocks;
     const SingleActivations x(blocks);
     const u32 live = *args.tokens;
-    request_upcoming(args.upcoming, blockIdx.y * gridDim.x + blockIdx.x, gridDim.x * gridDim.y);
     wait_for_previous_kernel();
     allow_next_kernel();
     if (live == 0) return;
@@ -127,7 +129,7 @@ struct MoeLinearCombinedArgs {
     u32 early;  // the experts were chosen before the previous kernel, so weights need not wait for it
 };
 
-KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, 4) {
+KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, FORMAT_CTAS) {
     const u32 blocks = args.weight.blocks;
     const SingleActivations x(blocks);
     const u32 k = blockIdx.y;

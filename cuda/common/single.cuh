@@ -127,22 +127,6 @@ struct SinglePass {
     u64 row_tile;
 };
 
-// Weights that a later launch reads: asked for while this one waits and memory is idle. `struct UpcomingArgs`.
-struct Upcoming {
-    const u8* base[3];
-    u32 lines[3];  // of 128 bytes
-    u32 reserved;
-};
-
-__device__ __forceinline__ void request_upcoming(const Upcoming& upcoming, u32 cta, u32 ctas) {
-#pragma unroll 1
-    for (int i = 0; i < 3; ++i) {
-        for (u32 line = cta * SINGLE_THREADS + threadIdx.x; line < upcoming.lines[i]; line += ctas * SINGLE_THREADS) {
-            prefetch_to_l2(upcoming.base[i] + (u64)line * 128);
-        }
-    }
-}
-
 // Multiplies `count` tiles, one after the other. `pass_of(i)` is the i-th. `prepare()` is called when the first weights are
 // on their way and must leave the records in place, ending with a barrier; it returns false when there is nothing to do.
 // `finish(i, row in tile, sum)` is called by the 32 lanes of one warp, the same for each `per_warp` tiles in a row.
@@ -185,11 +169,6 @@ __device__ __forceinline__ void single_product(const SingleActivations& x, u32 b
     };
 #pragma unroll 1
     for (u32 i = 0; i < K::DEPTH; ++i) copy_next();
-    // The rest of the first tile comes to L2.
-    if (pass == 0 && count > 0) {
-        const u32 rest = (share - chunk * K::BLOCKS) * Strides<FORMAT>::CODES;
-        for (u32 place = lane * 128; place < rest; place += 32 * 128) prefetch_to_l2(at.codes - lane * 16 + place);
-    }
     if (!prepare()) return;
     StreamRow<FORMAT> row;
     row.codes = (const u8*)(x.codes + 4 * begin * C::BLOCKS + lane % 4) + lane / 4 % 2 * 8;

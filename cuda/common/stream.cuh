@@ -17,8 +17,6 @@ struct Chunk {
     using S = Strides<FORMAT>;
     using C = Codec<FORMAT>;
     static constexpr u32 BLOCKS = FORMAT == FORMAT_Q8_0 ? 2 : 4;
-    // Blocks whose products are mixed: as many as 64 registers allow.
-    static constexpr int UNROLLED = FORMAT == FORMAT_MXFP4 ? 4 : C::HALVES || FORMAT == FORMAT_Q5_0 ? 1 : 2;
     // Chunks that share a scale unit; its scales come with the first.
     static constexpr u32 PER_UNIT = C::SUPER ? C::BLOCKS / BLOCKS : 1;
     static constexpr u32 UNITS = C::SUPER ? 1 : BLOCKS;
@@ -30,8 +28,8 @@ struct Chunk {
     static constexpr u32 SCALES = HIGH + (HAS_HIGH ? BLOCKS * S::HIGH : 0);
     static constexpr u32 SUPERS = SCALES + UNITS * S::SCALES;
     static constexpr u32 BYTES = SUPERS + (HAS_SUPERS ? UNITS * S::SUPERS : 0);
-    // More lies in L2 already (`request_rest`); `ring_bytes` in single.rs.
-    static constexpr u32 DEPTH = 2;
+    // As many as 7700 bytes hold: `ring_bytes` in single.rs.
+    static constexpr u32 DEPTH = 7700 / BYTES;
     static constexpr u32 RING = DEPTH * BYTES;
 };
 
@@ -221,7 +219,7 @@ struct StreamRow {
     __device__ __forceinline__ void add(const u8* slot, u32 first, u32 live, u32 lane) {
         using K = Chunk<FORMAT>;
         if (K::C::SUPER && first % K::C::BLOCKS == 0) unit = chunk_unit<FORMAT>(slot, lane);
-#pragma unroll K::UNROLLED
+#pragma unroll
         for (u32 b = 0; b < K::BLOCKS; ++b) {
             const Words2 x = *(const Words2*)(codes + (first + b) * ACTIVATION_CODE_BYTES);
             const float sum = add_single<FORMAT>(

@@ -4,6 +4,7 @@
 
 #[cfg(test)]
 mod at_hand;
+#[cfg(test)]
 mod constraints;
 #[cfg(test)]
 mod harmony_parser;

@@ -198,6 +198,27 @@ fn json_may_be_reasoned_about_and_tools_may_be_called_instead() {
     assert!(answers > 0 && called > 0, "{answers} answers, {called} calls");
 }
 
+/// Whatever a schema holds, it stays within its place of the grammar.
+#[test]
+fn marks_of_the_grammar_s_own_notation_in_a_schema_are_text() {
+    let names =
+        ["a}b{", "start: /x/", "\"\\", "%json {", "\n\nstart: TEXT", "// c", "<[3]>", "é\u{1F999}\u{0}"];
+    for server in &callers() {
+        for name in names {
+            let schema = json!({ "type": "object", "properties": { name: { "const": name } }, "required": [name],
+                "additionalProperties": false, "description": name });
+            let function = json!({ "name": "f", "parameters": schema, "description": name });
+            let tools = json!([{ "type": "function", "function": function }]);
+            let body = json!({ "messages": user("x"), "tools": tools, "tool_choice": "required", "max_tokens": 2000 });
+            let whole = chat(server, &body).json();
+            let arguments = whole["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"].as_str();
+            let arguments: Value =
+                serde_json::from_str(arguments.unwrap_or_else(|| panic!("{whole}"))).unwrap();
+            assert_eq!(arguments, json!({ name: name }));
+        }
+    }
+}
+
 /// A JSON answer that looks like a call is an answer.
 #[test]
 fn json_that_looks_like_a_call_is_content() {

@@ -13,7 +13,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 use crate::engine::{Constraint, TokenRules};
-use crate::text::{SpecialParsing, Tokenizer};
+use crate::text::Tokenizer;
 
 /// Most bytes of a schema.
 pub const MAX_SCHEMA_BYTES: usize = 64 << 10;
@@ -52,18 +52,22 @@ impl fmt::Debug for Grammar {
 }
 
 /// The model's vocabulary as llguidance wants it.
-struct Vocabulary {
-    trie: TokTrie,
-    tokenizer: Arc<Tokenizer>,
-}
+struct Vocabulary(TokTrie);
 
 impl TokenizerEnv for Vocabulary {
     fn tok_trie(&self) -> &TokTrie {
-        &self.trie
+        &self.0
     }
 
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
-        self.tokenizer.encode(&String::from_utf8_lossy(bytes), SpecialParsing::Plain)
+        self.0.greedy_tokenize(bytes)
+    }
+
+    /// Whether text that must come next may be cut into tokens without asking the model. It may not: what a tokenizer makes
+    /// of a text depends on what stands around it (SentencePiece begins every text with a space, and a text may end within
+    /// a character), and tokens that spell other bytes are a fault to the parser.
+    fn tokenize_is_canonical(&self) -> bool {
+        false
     }
 }
 
@@ -85,8 +89,7 @@ impl Grammars {
         let mut words: Vec<Vec<u8>> = (0..end).map(word).collect();
         words.push([&[SPECIAL], &b"<end of answer>"[..]].concat());
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, end), &words);
-        let vocabulary: llguidance::toktrie::TokEnv =
-            Arc::new(Vocabulary { trie, tokenizer: Arc::clone(tokenizer) });
+        let vocabulary: llguidance::toktrie::TokEnv = Arc::new(Vocabulary(trie));
         let capabilities = InferenceCapabilities::default();
         let mut factory =
             ParserFactory::new(&vocabulary, capabilities, &[]).map_err(|error| error.to_string())?;

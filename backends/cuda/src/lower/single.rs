@@ -17,12 +17,8 @@ use crate::layout::{TILE_COLUMNS, WeightArgs, is_plain, plane_bytes};
 pub(super) const SINGLE_THREADS: u32 = 256;
 /// Slices, each with a ring of weights (`SLICES`).
 const SLICES: usize = 8;
-/// Chunks of a ring (`Chunk::DEPTH`).
-const RING_CHUNKS: usize = 2;
-/// Most that is asked for ahead: half of the smallest L2 of a device with dependent launch.
-const UPCOMING_BYTES: usize = 25 << 20;
-/// Bytes of a line of L2.
-const LINE_BYTES: usize = 128;
+/// Most bytes of one ring (`Chunk::DEPTH`).
+const RING_LIMIT: usize = 7700;
 /// CTAs that share a multiprocessor, beside which those of the next kernel still fit.
 const RESIDENT: u32 = 2;
 /// Products of one launch (`MAX_PRODUCTS`).
@@ -52,15 +48,6 @@ pub(super) struct InputArgs {
     norm: DevicePtr,
 }
 
-/// `struct Upcoming`.
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct UpcomingArgs {
-    base: [DevicePtr; MAX_PRODUCTS],
-    lines: [u32; MAX_PRODUCTS],
-    reserved: u32,
-}
-
 /// `struct LinearSingleArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
@@ -69,7 +56,6 @@ struct LinearSingleArgs {
     x: InputArgs,
     residual: DevicePtr,
     normed: DevicePtr,
-    upcoming: UpcomingArgs,
     columns: DevicePtr,
     eps: f32,
     tiles: u32,
@@ -171,7 +157,7 @@ pub(super) fn ring_bytes(dtype: DType) -> u32 {
     let blocks = if dtype == DType::Q8_0 { 2 } else { 4 };
     let units = if dtype.block_elements() > TILE_COLUMNS { 1 } else { blocks };
     let chunk = blocks * (per.codes + per.high) + units * (per.scales + per.supers);
-    (SLICES * RING_CHUNKS * chunk) as u32
+    (SLICES * (RING_LIMIT / chunk) * chunk) as u32
 }
 
 /// The norm at `index`, if it is one of one row; products then start at the next node.
@@ -258,12 +244,7 @@ fn products(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendE
     {
         let label = labels(lowering.program().nodes().get(index..begin + 2).unwrap_or_default());
         let y = output(next)?;
-        let ahead = if follows_attention(lowering, only.x) {
-            upcoming(lowering, begin + 2, false)
-        } else {
-            UpcomingArgs::default()
-        };
-        emit(lowering, &label, source, &[only], (Some((residual, y)), ahead), false)?;
+        emit(lowering, &label, source, &[only], Some((residual, y)), false)?;
         return Ok(begin + 2 - index);
     }
     let mut wants_normed =
@@ -279,46 +260,11 @@ fn products(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendE
             taken.iter().filter(|product| product.weight.spec.dtype == format).collect();
         for some in same.chunks(MAX_PRODUCTS) {
             let label = some.iter().map(|product| product.node.label.as_str()).collect::<Vec<_>>().join("+");
-            emit(lowering, &label, source, some, (None, UpcomingArgs::default()), wants_normed)?;
+            emit(lowering, &label, source, some, None, wants_normed)?;
             wants_normed = false;
         }
     }
     Ok(begin + taken.len() - index)
-}
-
-/// Whether `x` comes from attention, during which memory is idle.
-fn follows_attention(lowering: &Lowering<'_>, x: ValueId) -> bool {
-    let nodes = lowering.program().nodes();
-    nodes.iter().any(|node| matches!(node.op, Op::Attention { .. }) && node.outputs.contains(&x))
-}
-
-/// The weights of the first quantised products at or after node `index`, if these are all known before the step runs and
-/// stay in L2 until they are read.
-pub(super) fn upcoming(lowering: &Lowering<'_>, index: usize, past_experts: bool) -> UpcomingArgs {
-    let mut args = UpcomingArgs::default();
-    let mut shared = None;
-    let mut slots = args.base.iter_mut().zip(&mut args.lines);
-    let mut left = UPCOMING_BYTES;
-    for node in lowering.program().nodes().get(index..).unwrap_or_default() {
-        let (x, weight) = match node.op {
-            Op::Linear { x, weight, .. } => (x, weight),
-            Op::MoeLinear { .. } if !past_experts => break,
-            _ if shared.is_some() => break,
-            _ => continue,
-        };
-        let Ok(weight) = lowering.weight(node, weight) else { break };
-        if is_plain(weight.spec.dtype) {
-            continue;
-        }
-        if *shared.get_or_insert(x) != x || weight.layout.bytes() > left {
-            break;
-        }
-        let Some((base, lines)) = slots.next() else { break };
-        left -= weight.layout.bytes();
-        *base = weight.address;
-        *lines = (weight.layout.bytes() / LINE_BYTES) as u32;
-    }
-    args
 }
 
 /// What an `Add` node adds to `product`, when nothing else reads that.
@@ -337,7 +283,7 @@ fn emit(
     label: &str,
     source: Source,
     products: &[&Product<'_>],
-    (residual, upcoming): (Option<(ValueId, ValueId)>, UpcomingArgs),
+    residual: Option<(ValueId, ValueId)>,
     wants_normed: bool,
 ) -> Result<(), BackendError> {
     let Some(first) = products.first() else { return Ok(()) };
@@ -359,7 +305,6 @@ fn emit(
         };
     }
     args.residual = residual.map_or(DevicePtr::NULL, |(other, _)| lowering.value(other));
-    args.upcoming = upcoming;
     args.normed = if wants_normed { lowering.value(source.read()) } else { DevicePtr::NULL };
     args.columns = lowering.row_count(lowering.rows(first.x));
     let grid = [ctas(lowering, args.tiles), 1, 1];

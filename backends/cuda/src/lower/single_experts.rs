@@ -6,8 +6,8 @@ use worker_orcd_core::{BackendError, DType, Node, Op, RowSet, ValueId, WeightId}
 
 use super::linear::{ActivationArgs, format_unit_of, kernel_name};
 use super::single::{
-    InputArgs, SINGLE_THREADS, UpcomingArgs, floats_or_records, gate_args, gate_of, is_single, kernel,
-    labels, residual_of, result_args, ring_bytes, shared_bytes, takes, upcoming,
+    InputArgs, SINGLE_THREADS, floats_or_records, gate_args, gate_of, is_single, kernel, labels, residual_of,
+    result_args, ring_bytes, shared_bytes, takes,
 };
 use super::{DeviceWeight, Lowering, Rule, output};
 use crate::kernels::Unit;
@@ -31,7 +31,6 @@ struct MoeLinearGatedArgs {
     up_bias: DevicePtr,
     y: DevicePtr,
     records: ActivationArgs,
-    upcoming: UpcomingArgs,
     outputs: u32,
     top_k: u32,
     expert_count: u32,
@@ -137,7 +136,6 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
         up_bias: lowering.vector(up.node, up.bias)?,
         y,
         records,
-        upcoming: upcoming(lowering, begin + 3, true),
         outputs: gate.weight.spec.rows as u32,
         top_k: gate.top_k,
         expert_count: gate.weight.spec.experts as u32,
