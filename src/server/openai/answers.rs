@@ -133,11 +133,16 @@ impl Answers {
         match heard {
             Heard::Token { sequence, id, logprobs } => {
                 let Some(choice) = self.choices.get_mut(sequence) else { return };
-                if let Some(logprobs) = logprobs.filter(|_| !self.tokenizer.is_special(id)) {
+                let special = self.tokenizer.is_special(id);
+                if let Some(logprobs) = logprobs.filter(|_| !special) {
                     choice.reports.push(TokenReport { id, logprobs });
                 }
                 for event in choice.parser.push(id) {
                     self.say(sequence, event);
+                }
+                // What stood before a marker and has not come out was a message's header, which is no text.
+                if let Some(choice) = self.choices.get_mut(sequence).filter(|_| special) {
+                    choice.reports.clear();
                 }
             }
             Heard::Finished { sequence, reason, .. } => {
