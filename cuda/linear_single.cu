@@ -46,6 +46,12 @@ KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, SINGLE_CTAS) {
     const auto first_of = [&](u32 product) { return product == 0 ? 0 : args.products[product - 1].end_tile; };
     HeldQuads factors;
     factors.load(args.x.norm, 0, blocks * 8);
+    if (threadIdx.x == 0) {
+        // A bias lies far away, and its reader holds up its CTA.
+        const u32 index = product_of(tile_at(0));
+        const float* bias = args.products[index].bias;
+        if (bias) prefetch_to_l2(bias + (tile_at(0) - first_of(index)) * 32);
+    }
     single_product<WEIGHT_FORMAT>(
         x, blocks, (args.tiles - blockIdx.x + gridDim.x - 1) / gridDim.x, 1,
         [&](u32 i) {

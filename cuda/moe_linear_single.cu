@@ -43,8 +43,7 @@ __device__ __forceinline__ u32 expert_at(const u32* experts, u32 k, u32 count) {
 }
 
 // CTAs that share a multiprocessor: four where 64 registers are enough.
-#define FORMAT_CTAS \
-    (WEIGHT_FORMAT == FORMAT_MXFP4 || WEIGHT_FORMAT == FORMAT_Q8_0 || WEIGHT_FORMAT == FORMAT_Q4_0 ? 4 : 3)
+#define FORMAT_CTAS (WEIGHT_FORMAT == FORMAT_MXFP4 ? 4 : WEIGHT_FORMAT == FORMAT_Q2_K ? 2 : 3)
 
 // Most experts of a token.
 #define MOST_CHOSEN 32
