@@ -64,6 +64,18 @@ __device__ __forceinline__ Words2 load_ahead(const Words2* address) {
     return v;
 }
 
+__device__ __forceinline__ u32 load_ahead(const u32* address) {
+    u32 v;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ u16 load_ahead(const u16* address) {
+    u16 v;
+    asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(address) : "memory");
+    return v;
+}
+
 // Copies 16 bytes to shared memory behind the caller's back; zeros when `valid` is false (`source` is then not read).
 __device__ __forceinline__ void copy_async(void* shared, const void* source, bool valid) {
     const u32 target = (u32)__cvta_generic_to_shared(shared);

@@ -7,8 +7,10 @@ struct alignas(16) Floats4 {
 };
 
 // Elements 4 part .. 4 part + 3 of a block, by the `part`-th of its eight adjacent lanes. All lanes of the warp call it.
-// `codes` points to the block's record as words; lanes whose `live` is false store nothing.
-__device__ __forceinline__ void quantize_block(const Floats4& x, u32 part, bool live, u32* codes, ActivationSums* sums) {
+// `codes` points to the block's record as words; lanes whose `live` is false store nothing. `planes`: high bytes first, low
+// bytes behind, both in order; otherwise as a lane of mma takes them.
+__device__ __forceinline__ void quantize_block(const Floats4& x, u32 part, bool live, u32* codes, ActivationSums* sums,
+                                               bool planes = false) {
     u32 magnitude = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -39,8 +41,8 @@ __device__ __forceinline__ void quantize_block(const Floats4& x, u32 part, bool 
     const i32 other_half = __shfl_xor_sync(0xffffffffu, sum, 4);
     if (!live) return;
     // Lane t = part % 4 of the product, first or second half of the block.
-    codes += (part % 4) * 4 + part / 4;
-    codes[0] = high;
-    codes[2] = low;
+    const u32 place = planes ? part : (part % 4) * 4 + part / 4;
+    codes[place] = high;
+    codes[place + (planes ? 8 : 2)] = low;
     if (part == 0) *sums = {scale, scale * (float)sum, scale * (float)other_half, 64 * (sum + other_half)};
 }

@@ -241,6 +241,32 @@ __device__ __forceinline__ float from_quad(float value, u32 w) {
     return __shfl_sync(0xffffffffu, value, (threadIdx.x & 28) | w);
 }
 
+// What part `part` of block j of a super-block's row is multiplied with, and what is added per unit of activation.
+struct RowScale {
+    float code;
+    float least;
+};
+
+template <int FORMAT>
+__device__ __forceinline__ RowScale row_scale(const UnitScales& scales, u32 j, int part) {
+    const u32* words = scales.words;
+    const float super = low_half(words[4]);
+    RowScale out = {0.0f, 0.0f};
+    if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
+        out.code = super * (float)byte_of(words, j);
+        out.least = -high_half(words[4]) * (float)byte_of(words, 8 + j);
+    } else {
+        const u32 sub = byte_of(words, 2 * j + part);
+        if constexpr (FORMAT == FORMAT_Q6_K) out.code = super * (float)(i8)sub;
+        if constexpr (FORMAT == FORMAT_Q3_K) out.code = super * (float)((i32)sub - 32);
+        if constexpr (FORMAT == FORMAT_Q2_K) {
+            out.code = super * (float)(sub & 15);
+            out.least = -high_half(words[4]) * (float)(sub >> 4);
+        }
+    }
+    return out;
+}
+
 template <int FORMAT>
 __device__ __forceinline__ BlockScales<FORMAT> block_scales(const UnitScales& scales, u32 j) {
     const u32* words = scales.words;
@@ -248,25 +274,11 @@ __device__ __forceinline__ BlockScales<FORMAT> block_scales(const UnitScales& sc
     if constexpr (Codec<FORMAT>::SUPER) {
 #pragma unroll
         for (int part = 0; part < BlockScales<FORMAT>::PARTS; ++part) {
-            const float super = low_half(words[4]);
-            float code;
-            float least = 0.0f;
-            if constexpr (FORMAT == FORMAT_Q4_K || FORMAT == FORMAT_Q5_K) {
-                code = super * (float)byte_of(words, j);
-                least = -high_half(words[4]) * (float)byte_of(words, 8 + j);
-            } else {
-                const u32 sub = byte_of(words, 2 * j + part);
-                if constexpr (FORMAT == FORMAT_Q6_K) code = super * (float)(i8)sub;
-                if constexpr (FORMAT == FORMAT_Q3_K) code = super * (float)((i32)sub - 32);
-                if constexpr (FORMAT == FORMAT_Q2_K) {
-                    code = super * (float)(sub & 15);
-                    least = -high_half(words[4]) * (float)(sub >> 4);
-                }
-            }
+            const RowScale own = row_scale<FORMAT>(scales, j, part);
 #pragma unroll
             for (int w = 0; w < 4; ++w) {
-                out.code[part][w] = from_quad(code, w);
-                if constexpr (Codec<FORMAT>::MINIMUM) out.least[part][w] = from_quad(least, w);
+                out.code[part][w] = from_quad(own.code, w);
+                if constexpr (Codec<FORMAT>::MINIMUM) out.least[part][w] = from_quad(own.least, w);
             }
         }
     } else {

@@ -377,3 +377,29 @@ inline void copy_async(void* shared, const void* source, bool valid) {
 inline void commit_copies() {}
 template <int PENDING>
 inline void wait_copies() {}
+
+#define OPERAND_STRIDE 512  // as cuda/common/warpgroup.cuh has it
+
+// Products of warpgroups: each warp has its own rows, so that they are warps' products. Operands are addresses in units of 16
+// bytes, which 32 bits hold because shared memory is the library's own: `shared_operand` counts from a fixed place.
+namespace machine {
+alignas(16) inline u8 shared_origin;
+}
+inline u32 shared_operand(const void* shared) { return (u32)(((intptr_t)shared - (intptr_t)&machine::shared_origin) >> 4); }
+inline void products_begin() {}
+inline void products_add(i32 (&d)[16], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
+    const u8* operand = &machine::shared_origin + ((intptr_t)(i32)b << 4);
+    const u32 lane = machine::current->linear % 32, g = lane / 4, t = lane % 4;
+    for (u32 n = 0; n < 4; ++n) {
+        i32 sums[4] = {0, 0, 0, 0};
+        u32 words[2];
+        for (u32 half = 0; half < 2; ++half) memcpy(&words[half], operand + n * OPERAND_STRIDE + half * 128 + g * 16 + 4 * t, 4);
+        mma_s8_k32(sums, a0, a1, a2, a3, words[0], words[1]);
+        for (u32 c = 0; c < 4; ++c) d[4 * n + c] = sums[c];
+    }
+}
+inline void products_commit() {}
+template <int PENDING>
+inline void products_wait(i32 (&)[16], i32 (&)[16]) {}
+inline void publish_operands() {}
+inline void copy_word_async(void* shared, const void* source) { memcpy(shared, source, 4); }

@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use worker_orcd_core::{BackendError, DType, Node, Op, RowSet, ValueId, WeightId};
 
 use super::single::{LinearPlainNormedArgs, MAX_SHARED_BYTES};
-use super::{DeviceWeight, Lowering, Rule, output, program_error};
+use super::{DeviceWeight, Lowering, Rule, group, output, program_error};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{WeightArgs, is_plain};
@@ -49,12 +49,14 @@ struct LinearQuantizeArgs {
     rows: DevicePtr,
     blocks: u32,
     rows_per: u32,
+    planes: u32,
+    reserved: u32,
 }
 
 /// `struct LinearArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-struct LinearArgs {
+pub(super) struct LinearArgs {
     weight: WeightArgs,
     x: ActivationArgs,
     bias: DevicePtr,
@@ -215,6 +217,8 @@ pub(super) fn quantize(
         rows: lowering.row_count(rows),
         blocks,
         rows_per,
+        planes: u32::from(lowering.planes_apart(rows)),
+        reserved: 0,
     };
     let grid = [blocks.div_ceil(QUANTIZE_BLOCKS), most, 1];
     lowering.launch(Launch::grid(&node.label, "linear_quantize_f32", grid, [THREADS, 1, 1], 0, &args));
@@ -236,8 +240,13 @@ fn emit(
     let dtype = product.weight.spec.dtype;
     let launch = if let Some(x) = activations {
         let args = LinearArgs { weight, x, bias, residual, y, columns, outputs, reserved: 0 };
-        let (shape, grid) = product_shape(weight.row_tiles, most, lowering.traits().multiprocessors);
-        Launch::grid(product.label, kernel_name("linear", shape, dtype), grid, [THREADS, 1, 1], 0, &args)
+        if lowering.planes_apart(rows) {
+            let grid = [weight.row_tiles.div_ceil(group::TILES), most.div_ceil(group::COLUMNS), 1];
+            group::launch(product.label, "linear", dtype, grid, &args)
+        } else {
+            let (shape, grid) = product_shape(weight.row_tiles, most, lowering.traits().multiprocessors);
+            Launch::grid(product.label, kernel_name("linear", shape, dtype), grid, [THREADS, 1, 1], 0, &args)
+        }
     } else {
         let x = lowering.value(product.x);
         let args = LinearPlainArgs { weight, x, bias, residual, y, columns, outputs, reserved: 0 };

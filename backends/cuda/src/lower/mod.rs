@@ -12,6 +12,7 @@ mod fuse_experts;
 mod fuse_norm;
 mod fuse_position;
 mod fuse_router;
+mod group;
 mod linear;
 mod moe;
 mod norm;
@@ -128,6 +129,7 @@ pub(crate) fn units() -> Vec<Unit> {
         fuse_position::units(),
         fuse_router::units(),
         linear::units(),
+        group::units(),
         single::units(),
         elementwise::units(),
         position::units(),
@@ -382,6 +384,12 @@ impl<'a> Lowering<'a> {
     /// Activation records of `x`, if some launch has made them.
     pub(crate) fn codes(&self, x: ValueId) -> Option<ActivationArgs> {
         self.codes.get(&x).copied()
+    }
+
+    /// Whether the activation records of values with such rows hold high and low bytes apart, as the kernels of
+    /// warpgroups take them: there are so many that these kernels read them all.
+    pub(crate) const fn planes_apart(&self, rows: RowSet) -> bool {
+        self.target.traits.arch.has_warpgroup_products() && self.max_rows(rows) > group::LEAST_COLUMNS
     }
 
     /// Room for the activation records of `x`, kept until its last reader. Whoever asks must emit the launch that fills

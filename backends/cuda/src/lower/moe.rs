@@ -9,7 +9,7 @@ use worker_orcd_core::{BackendError, DType, Node, Op, RowSet, ValueId, WeightId}
 use super::linear::{
     ActivationArgs, SWEEP_COLUMNS, SWEEP_TILES, THREADS, format_unit, kernel_name, quantize,
 };
-use super::{DeviceWeight, Lowering, Rule, output, program_error};
+use super::{DeviceWeight, Lowering, Rule, group, output, program_error};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{WeightArgs, is_plain};
@@ -38,7 +38,7 @@ pub(super) struct RoutingArgs {
 /// `struct MoeLinearArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-struct MoeLinearArgs {
+pub(super) struct MoeLinearArgs {
     weight: WeightArgs,
     x: ActivationArgs,
     routing: RoutingArgs,
@@ -193,7 +193,7 @@ pub(super) fn prepare(
     let rows_per = if shared { 1 } else { top_k };
     let rows = (RowSet::Tokens, rows_per);
     let activations = Some(quantize(lowering, node, operands.x, rows, weight.layout.blocks())?);
-    if spread(tokens, top_k) == Spread::Sweep {
+    if lowering.planes_apart(RowSet::Tokens) || spread(tokens, top_k) == Spread::Sweep {
         routing.offsets = lowering.scratch((expert_count as usize + 1) * size_of::<u32>());
         routing.order = lowering.scratch((tokens * top_k) as usize * size_of::<u32>());
         let RoutingArgs { experts, tokens, offsets, order, .. } = routing;
@@ -221,15 +221,20 @@ fn emit(
     if pairs == 0 || pairs > 65_535 {
         return Err(program_error(node, format!("{pairs} pairs, the kernels take 1 to 65535")));
     }
-    let launch = if let Some(x) = prepared.activations {
+    // Enough column groups for twice the average; fuller experts loop.
+    let often = (2 * pairs.div_ceil(routing.expert_count)).min(tokens);
+    let launch = if let (Some(x), true) = (prepared.activations, lowering.planes_apart(RowSet::Tokens)) {
+        let args = MoeLinearArgs { weight, x, routing, bias, y, outputs, reserved: 0 };
+        let row_groups = weight.row_tiles.div_ceil(group::TILES);
+        let grid = [often.div_ceil(group::COLUMNS), row_groups, routing.expert_count];
+        group::launch(&node.label, "moe_linear", dtype, grid, &args)
+    } else if let Some(x) = prepared.activations {
         let (shape, grid) = match spread(tokens, routing.top_k) {
             Spread::Pair => ("pair", [weight.row_tiles, pairs, 1]),
             Spread::Split8 => ("split8", [weight.row_tiles, routing.expert_count, 1]),
             Spread::Split16 => ("split16", [weight.row_tiles, routing.expert_count, 1]),
             Spread::Sweep => {
-                // Enough column groups for twice the average; fuller experts loop.
-                let average = pairs.div_ceil(routing.expert_count);
-                let groups = (2 * average).min(tokens).div_ceil(SWEEP_COLUMNS);
+                let groups = often.div_ceil(SWEEP_COLUMNS);
                 ("sweep", [weight.row_tiles.div_ceil(SWEEP_TILES), routing.expert_count, groups])
             }
         };

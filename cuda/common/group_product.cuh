@@ -1,0 +1,387 @@
+// The warpgroup shape of a product kernel (9.0a): many columns against many rows, for prefill.
+//
+// A CTA takes 192 rows and 128 columns: twelve warps, three warpgroups, 16 rows a warp. Activations stream through shared
+// memory in the order of the tensor cores; every warp takes its rows' codes apart in registers and the warpgroup multiplies
+// 32 columns at a time, so that one piece's products run while the one before is scaled. Sums over finished slices wait in
+// shared memory. Bound by the scaling: four instructions per output and block of 32.
+//
+// The numbers, and the order they are added in, are tile.cuh's.
+#pragma once
+#include "common/product.cuh"
+#include "common/warpgroup.cuh"
+
+#define GROUP_THREADS 384
+#define GROUP_TILES 6
+#define GROUP_COLUMNS 128
+// Columns of one piece, and pieces.
+#define PIECE_COLUMNS 32
+#define PIECES (GROUP_COLUMNS / PIECE_COLUMNS)
+// Blocks copied per stage, and stages in flight.
+#define GROUP_BLOCKS 2
+#define GROUP_STAGES 4
+
+// [eight columns][high, low][half of the block][column][element]
+typedef u8 GroupCodes[GROUP_COLUMNS / 8][2][2][8][16];
+
+template <bool MINIMUM>
+struct GroupStage {
+    GroupCodes codes[GROUP_BLOCKS];
+    float scales[GROUP_BLOCKS][GROUP_COLUMNS];
+};
+template <>
+struct GroupStage<true> {
+    GroupCodes codes[GROUP_BLOCKS];
+    ActivationSums sums[GROUP_BLOCKS][GROUP_COLUMNS];
+};
+
+struct alignas(16) FourSums {
+    float at[4];
+};
+
+template <int FORMAT>
+struct GroupShared {
+    GroupStage<Codec<FORMAT>::MINIMUM> stages[GROUP_STAGES];
+    FourSums totals[PIECES * 4][GROUP_THREADS];  // each thread's own
+    u32 rows[GROUP_COLUMNS];   // activation row of each column; dead columns name some row that exists
+    u32 pairs[GROUP_COLUMNS];  // of experts' products
+};
+
+static_assert(sizeof(GroupShared<WEIGHT_FORMAT>) == GROUP_SHARED_BYTES, "host and device disagree on the shared memory");
+
+// A lane's place in the planes of half `m` of a row tile: rows g + 16m and g + 16m + 8.
+template <int FORMAT>
+struct HalfPlanes {
+    using S = Strides<FORMAT>;
+    LanePlanes<FORMAT> at;
+    u32 m;
+
+    __device__ __forceinline__ HalfPlanes(const Weight& weight, u64 row_tile, u32 half, u32 lane)
+        : at(weight, row_tile, 0, lane), m(half) {
+        at.codes += m * (S::CODES / 2 / (FORMAT == FORMAT_Q8_0 ? 1 : 32));
+        if (FORMAT == FORMAT_Q6_K) at.high += 4 * m;
+        if (!Codec<FORMAT>::SUPER) at.scales += m * (S::SCALES / 16);
+    }
+};
+
+// The codes of a block; as a whole tile's, whose first half they take the place of.
+template <int FORMAT>
+__device__ __forceinline__ TileCodes load_half(const HalfPlanes<FORMAT>& half, u32 block) {
+    using S = Strides<FORMAT>;
+    TileCodes raw;
+    const u8* codes = half.at.codes + block * S::CODES;
+    const u8* high = half.at.high + block * S::HIGH;
+    if constexpr (FORMAT == FORMAT_Q8_0) {
+        raw.codes[0] = load_ahead((const Words4*)codes);
+    } else if constexpr (S::CODES == 256) {
+        raw.pairs.x = load_ahead((const u32*)codes);
+    } else {
+        const Words2 words = load_ahead((const Words2*)codes);
+        raw.codes[0].x = words.x;
+        raw.codes[0].y = words.y;
+    }
+    if constexpr (FORMAT == FORMAT_Q6_K) raw.pairs.x = load_ahead((const u32*)high);
+    if constexpr (FORMAT == FORMAT_Q5_0 || FORMAT == FORMAT_Q5_1 || FORMAT == FORMAT_Q5_K || FORMAT == FORMAT_Q3_K) {
+        raw.high = load_ahead((const u32*)high);
+    }
+    return raw;
+}
+
+// Scales of a unit as they lie in memory: of the lane's two rows, or for super-blocks the record of row g + 8t.
+template <int FORMAT>
+__device__ __forceinline__ ScaleRecord load_half_record(const HalfPlanes<FORMAT>& half, u32 unit) {
+    using S = Strides<FORMAT>;
+    const u8* scales = half.at.scales + unit * S::SCALES;
+    ScaleRecord record;
+    if constexpr (Codec<FORMAT>::SUPER) {
+        record = load_record<FORMAT>(half.at, unit);
+    } else if constexpr (S::SCALES == 128) {
+        const Words2 words = load_ahead((const Words2*)scales);
+        record.row.x = words.x;
+        record.row.y = words.y;
+    } else if constexpr (S::SCALES == 64) {
+        record.row.x = load_ahead((const u32*)scales);
+    } else {
+        record.row.x = load_ahead((const u16*)scales);
+    }
+    return record;
+}
+
+// Four MXFP4 codes (the low 16 bits of `codes`) to bytes of 4 E2M1: each table yields seven bits of its sign's codes and
+// zero for the others.
+__device__ __forceinline__ u32 mxfp4_signed(u32 codes, u32 flipped) {
+    return (permute_bytes(0x03020100u, 0x0c080604u, codes) | permute_bytes(0x7d7e7f00u, 0x74787a7cu, flipped)) << 1;
+}
+
+// Signed bytes as operand A has them: rows g, g + 8 of the first 16 columns, then of the last 16.
+template <int FORMAT>
+__device__ __forceinline__ void half_fragments(const TileCodes& raw, u32 m, u32 (&a)[4]) {
+    if constexpr (FORMAT == FORMAT_MXFP4) {
+        const u32 first = raw.codes[0].x;
+        const u32 second = raw.codes[0].y;
+        const u32 first_flipped = first ^ 0x88888888u;
+        const u32 second_flipped = second ^ 0x88888888u;
+        a[0] = mxfp4_signed(first, first_flipped);
+        a[1] = mxfp4_signed(second, second_flipped);
+        a[2] = mxfp4_signed(first >> 16, first_flipped >> 16);
+        a[3] = mxfp4_signed(second >> 16, second_flipped >> 16);
+    } else {
+        TileCodes first = raw;
+        first.high <<= 4 * m;
+        fragments<FORMAT, 0>(first, a);
+    }
+}
+
+// What a block is multiplied with, of rows g and g + 8 of the half.
+template <int FORMAT>
+struct HalfScales {
+    static constexpr int PARTS = BlockScales<FORMAT>::PARTS;
+    float code[PARTS][2];
+    float least[PARTS][2];
+};
+
+template <int FORMAT>
+__device__ __forceinline__ HalfScales<FORMAT> half_scales(const UnitScales& unit, u32 j, u32 m) {
+    HalfScales<FORMAT> out;
+    if constexpr (Codec<FORMAT>::SUPER) {
+#pragma unroll
+        for (int part = 0; part < HalfScales<FORMAT>::PARTS; ++part) {
+            const RowScale own = row_scale<FORMAT>(unit, j, part);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                out.code[part][i] = from_quad(own.code, 2 * m + i);
+                if constexpr (Codec<FORMAT>::MINIMUM) out.least[part][i] = from_quad(own.least, 2 * m + i);
+            }
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const u32* words = unit.words;
+            if constexpr (Codec<FORMAT>::MINIMUM) {
+                out.code[0][i] = low_half(words[i]);
+                out.least[0][i] = high_half(words[i]);
+            } else if constexpr (FORMAT == FORMAT_MXFP4) {
+                // The codes are twice those of tile.cuh.
+                out.code[0][i] = 0.5f * __uint_as_float(((words[0] >> (8 * i)) & 255) << 23);
+            } else {
+                out.code[0][i] = i == 0 ? low_half(words[0]) : high_half(words[0]);
+            }
+        }
+    }
+    return out;
+}
+
+// This thread's part of every stage's copies. Eight warps copy codes, eight columns each and those 64 further; the four
+// others a column's scale each.
+template <int FORMAT>
+struct GroupCopies {
+    const u8* first;
+    const u8* second;
+    u32 blocks;
+
+    __device__ __forceinline__ GroupCopies(const Activations& x, const u32* rows, u32 blocks) : blocks(blocks) {
+        const u32 lane = threadIdx.x % 32;
+        const u32 warp = threadIdx.x / 32;
+        if (warp < 8) {
+            const u32 column = 8 * warp + lane % 8;
+            first = x.codes + (u64)rows[column] * blocks * ACTIVATION_CODE_BYTES + lane / 8 * 16;
+            second = x.codes + (u64)rows[column + 64] * blocks * ACTIVATION_CODE_BYTES + lane / 8 * 16;
+        } else {
+            first = second = (const u8*)(x.sums + (u64)rows[threadIdx.x - 256] * blocks);
+        }
+    }
+
+    // Starts the copies of the blocks from `block` on; there may be fewer than a stage has, or none.
+    __device__ __forceinline__ void start(GroupStage<Codec<FORMAT>::MINIMUM>& stage, u32 block) const {
+        const u32 lane = threadIdx.x % 32;
+        const u32 warp = threadIdx.x / 32;
+#pragma unroll
+        for (u32 b = 0; b < GROUP_BLOCKS; ++b) {
+            if (block + b >= blocks) break;
+            if (warp < 8) {
+                u8* target = stage.codes[b][warp][lane / 16][lane / 8 % 2][lane % 8];
+                copy_async(target, first + (block + b) * ACTIVATION_CODE_BYTES, true);
+                copy_async(target + 8 * OPERAND_STRIDE, second + (block + b) * ACTIVATION_CODE_BYTES, true);
+            } else if constexpr (Codec<FORMAT>::MINIMUM) {
+                copy_async(&stage.sums[b][threadIdx.x - 256], first + (block + b) * sizeof(ActivationSums), true);
+            } else {
+                copy_word_async(&stage.scales[b][threadIdx.x - 256], first + (block + b) * sizeof(ActivationSums));
+            }
+        }
+        commit_copies();
+    }
+};
+
+// Integer sums of one piece, for the high and low bytes of the activations.
+struct PieceProduct {
+    i32 high[16];
+    i32 low[16];
+};
+
+// Begins the products of piece `piece` of the block at `codes` with part `part` of it.
+template <int FORMAT>
+__device__ __forceinline__ void begin_piece(const u32 (&a)[4], u32 codes, int part, int piece, PieceProduct& product) {
+    const u32 high = codes + piece * (PIECE_COLUMNS / 8 * OPERAND_STRIDE / 16);
+    const bool first = !Codec<FORMAT>::HALVES || part == 0;
+    const bool second = !Codec<FORMAT>::HALVES || part == 1;
+    const u32 a0 = first ? a[0] : 0, a1 = first ? a[1] : 0, a2 = second ? a[2] : 0, a3 = second ? a[3] : 0;
+    products_begin();
+    products_add(product.high, a0, a1, a2, a3, high);
+    products_add(product.low, a0, a1, a2, a3, high + OPERAND_STRIDE / 2 / 16);
+    products_commit();
+}
+
+// Adds the sums of a piece to `acc`.
+template <int FORMAT>
+__device__ __forceinline__ void add_piece(const PieceProduct& product, const HalfScales<FORMAT>& scales, int part,
+                                          const GroupStage<Codec<FORMAT>::MINIMUM>& stage, u32 b, int piece, float (&acc)[16]) {
+    using C = Codec<FORMAT>;
+#pragma unroll
+    for (int n = 0; n < PIECE_COLUMNS / 8; ++n) {
+        const u32 column = PIECE_COLUMNS * piece + 8 * n + 2 * (threadIdx.x % 4);
+        float scale[2], sum[2];
+        if constexpr (C::MINIMUM) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const ActivationSums own = stage.sums[b][column + i];
+                scale[i] = own.scale;
+                sum[i] = C::HALVES ? (part == 0 ? own.low_half : own.high_half) : own.low_half + own.high_half;
+            }
+        } else {
+            const float2 both = *(const float2*)&stage.scales[b][column];
+            scale[0] = both.x;
+            scale[1] = both.y;
+        }
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+            float& own = acc[4 * n + c];
+            own = fmaf(scales.code[part][c / 2], block_sum(product.high[4 * n + c], product.low[4 * n + c], scale[c % 2]), own);
+            if constexpr (C::MINIMUM) own = fmaf(scales.least[part][c / 2], sum[c % 2], own);
+        }
+    }
+}
+
+// The product of 6 row tiles from `first_tile` on with the columns of `shared.rows`, which must be filled and visible;
+// `live` of them hold something, and there are `row_tiles` tiles.
+// `store(row from the first tile's on, column, sum)` is called by every lane for each of its sums. Ends with a barrier.
+template <int FORMAT, int LIVE, class Store>
+__device__ __forceinline__ void group_pieces(const Weight& weight, u64 first_tile, u32 row_tiles, const Activations& x,
+                                             GroupShared<FORMAT>& shared, const Store& store) {
+    using C = Codec<FORMAT>;
+    constexpr int PARTS = HalfScales<FORMAT>::PARTS;
+    const u32 lane = threadIdx.x % 32;
+    const u32 warp = threadIdx.x / 32;
+    const u32 m = warp % 2;
+    const u32 blocks = weight.blocks;
+    const u32 units = blocks / C::BLOCKS;
+    // The tensor cores want a warpgroup whole: a warp without a tile works on another's, for nothing.
+    const bool active = warp / 4 * 2 < row_tiles;
+    const u32 tile = warp / 2 < row_tiles ? warp / 2 : 0;
+    const HalfPlanes<FORMAT> at(weight, first_tile + tile, m, lane);
+    float acc[LIVE][16];
+#pragma unroll
+    for (int p = 0; p < LIVE; ++p)
+#pragma unroll
+        for (int i = 0; i < 16; ++i) acc[p][i] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < LIVE * 4; ++i) shared.totals[i][threadIdx.x] = {{0.0f, 0.0f, 0.0f, 0.0f}};
+    u32 slice = 0;
+    u32 slice_end = slice_begin(1, units);
+    const auto end_slices = [&](u32 unit) {
+        // Empty slices add zero, as in the split shape.
+        while (slice < SLICES && unit == slice_end) {
+#pragma unroll
+            for (int i = 0; i < LIVE * 4; ++i) {
+                FourSums total = shared.totals[i][threadIdx.x];
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    total.at[c] += acc[i / 4][i % 4 * 4 + c];
+                    acc[i / 4][i % 4 * 4 + c] = 0.0f;
+                }
+                shared.totals[i][threadIdx.x] = total;
+            }
+            ++slice;
+            slice_end = slice_begin(slice + 1, units);
+        }
+    };
+    // This stage's and the next one's weights, in registers.
+    TileCodes raw[GROUP_BLOCKS];
+    ScaleRecord records[C::SUPER ? 1 : GROUP_BLOCKS];
+    UnitScales unit;
+    if (active) {
+#pragma unroll
+        for (u32 b = 0; b < GROUP_BLOCKS; ++b) {
+            if (b >= blocks) break;
+            raw[b] = load_half<FORMAT>(at, b);
+            if (!C::SUPER || b == 0) records[C::SUPER ? 0 : b] = load_half_record<FORMAT>(at, b);
+        }
+    }
+    end_slices(0);
+    const GroupCopies<FORMAT> copies(x, shared.rows, blocks);
+#pragma unroll
+    for (u32 i = 0; i + 1 < GROUP_STAGES; ++i) copies.start(shared.stages[i], i * GROUP_BLOCKS);
+    u32 current = 0;
+    PieceProduct products[2];
+#pragma unroll 1
+    for (u32 first = 0; first < blocks; first += GROUP_BLOCKS) {
+        wait_copies<GROUP_STAGES - 2>();
+        publish_operands();
+        __syncthreads();
+        // Everybody is done with the stage before this one: it takes the last of those on their way.
+        copies.start(shared.stages[current == 0 ? GROUP_STAGES - 1 : current - 1], first + (GROUP_STAGES - 1) * GROUP_BLOCKS);
+        const GroupStage<C::MINIMUM>& stage = shared.stages[current];
+        current = current + 1 == GROUP_STAGES ? 0 : current + 1;
+        if (!active) continue;
+#pragma unroll
+        for (u32 b = 0; b < GROUP_BLOCKS; ++b) {
+            const u32 block = first + b;
+            if (block >= blocks) break;
+            u32 a[4];
+            half_fragments<FORMAT>(raw[b], m, a);
+            const u32 codes = shared_operand(stage.codes[b]);
+            begin_piece<FORMAT>(a, codes, 0, 0, products[0]);
+            if (!C::SUPER || block % 8 == 0) unit = unpack<FORMAT>(records[C::SUPER ? 0 : b]);
+            const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
+            const u32 ahead = block + GROUP_BLOCKS;
+            if (ahead < blocks) {
+                raw[b] = load_half<FORMAT>(at, ahead);
+                if (!C::SUPER) records[C::SUPER ? 0 : b] = load_half_record<FORMAT>(at, ahead);
+            }
+            // A super-block's scales arrive one stage early.
+            if (C::SUPER && block % 8 == 6 && ahead < blocks) records[0] = load_half_record<FORMAT>(at, ahead / 8);
+#pragma unroll
+            for (int step = 0; step < LIVE * PARTS; ++step) {
+                PieceProduct& product = products[step % 2];
+                if (step + 1 < LIVE * PARTS) {
+                    begin_piece<FORMAT>(a, codes, (step + 1) % PARTS, (step + 1) / PARTS, products[(step + 1) % 2]);
+                    products_wait<1>(product.high, product.low);
+                } else {
+                    products_wait<0>(product.high, product.low);
+                }
+                add_piece<FORMAT>(product, scales, step % PARTS, stage, b, step / PARTS, acc[step / PARTS]);
+            }
+            if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
+        }
+    }
+    if (warp / 2 < row_tiles) {
+        const u32 row = 32 * tile + 16 * m + lane / 4;
+#pragma unroll
+        for (int i = 0; i < LIVE * 4; ++i) {
+            const FourSums total = shared.totals[i][threadIdx.x];
+#pragma unroll
+            for (int c = 0; c < 4; ++c) store(row + 8 * (c / 2), 8 * i + 2 * (lane % 4) + c % 2, total.at[c] * C::POST);
+        }
+    }
+    wait_copies<0>();
+    __syncthreads();
+}
+
+// The same for `live` columns that hold something: code of its own for each number of pieces, so that nothing branches
+// between a product and the use of its sums.
+template <int FORMAT, class Store>
+__device__ __forceinline__ void group_product(const Weight& weight, u64 first_tile, u32 row_tiles, const Activations& x, u32 live,
+                                              GroupShared<FORMAT>& shared, const Store& store) {
+    if (live > 3 * PIECE_COLUMNS) return group_pieces<FORMAT, 4>(weight, first_tile, row_tiles, x, shared, store);
+    if (live > 2 * PIECE_COLUMNS) return group_pieces<FORMAT, 3>(weight, first_tile, row_tiles, x, shared, store);
+    if (live > PIECE_COLUMNS) return group_pieces<FORMAT, 2>(weight, first_tile, row_tiles, x, shared, store);
+    group_pieces<FORMAT, 1>(weight, first_tile, row_tiles, x, shared, store);
+}
