@@ -7,7 +7,9 @@
 //
 // The numbers, and the order they are added in, are tile.cuh's.
 #pragma once
+#include "common/gated.cuh"
 #include "common/product.cuh"
+#include "common/quantize.cuh"
 #include "common/warpgroup.cuh"
 
 #define GROUP_THREADS 384
@@ -260,23 +262,19 @@ __device__ __forceinline__ void add_piece(const PieceProduct& product, const Hal
     }
 }
 
-// The product of 6 row tiles from `first_tile` on with the columns of `shared.rows`, which must be filled and visible;
-// `live` of them hold something, and there are `row_tiles` tiles.
-// `store(row from the first tile's on, column, sum)` is called by every lane for each of its sums. Ends with a barrier.
-template <int FORMAT, int LIVE, class Store>
-__device__ __forceinline__ void group_pieces(const Weight& weight, u64 first_tile, u32 row_tiles, const Activations& x,
-                                             GroupShared<FORMAT>& shared, const Store& store) {
+// The sums of this warp's 16 rows of row tile `tile` with the columns of `shared.rows`, LIVE pieces of them, in this thread's
+// `shared.totals`; [4p + n]: columns 32p + 8n on, as mma has them. `shared.rows` must be filled and visible. `active`: the warpgroup has
+// something to do. All threads call it; what the stages held is overwritten only after a barrier.
+template <int FORMAT, int LIVE>
+__device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, bool active, const Activations& x,
+                                             GroupShared<FORMAT>& shared) {
     using C = Codec<FORMAT>;
     constexpr int PARTS = HalfScales<FORMAT>::PARTS;
     const u32 lane = threadIdx.x % 32;
-    const u32 warp = threadIdx.x / 32;
-    const u32 m = warp % 2;
+    const u32 m = threadIdx.x / 32 % 2;
     const u32 blocks = weight.blocks;
     const u32 units = blocks / C::BLOCKS;
-    // The tensor cores want a warpgroup whole: a warp without a tile works on another's, for nothing.
-    const bool active = warp / 4 * 2 < row_tiles;
-    const u32 tile = warp / 2 < row_tiles ? warp / 2 : 0;
-    const HalfPlanes<FORMAT> at(weight, first_tile + tile, m, lane);
+    const HalfPlanes<FORMAT> at(weight, tile, m, lane);
     float acc[LIVE][16];
 #pragma unroll
     for (int p = 0; p < LIVE; ++p)
@@ -362,26 +360,90 @@ __device__ __forceinline__ void group_pieces(const Weight& weight, u64 first_til
             if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
         }
     }
-    if (warp / 2 < row_tiles) {
-        const u32 row = 32 * tile + 16 * m + lane / 4;
-#pragma unroll
-        for (int i = 0; i < LIVE * 4; ++i) {
-            const FourSums total = shared.totals[i][threadIdx.x];
-#pragma unroll
-            for (int c = 0; c < 4; ++c) store(row + 8 * (c / 2), 8 * i + 2 * (lane % 4) + c % 2, total.at[c] * C::POST);
-        }
-    }
     wait_copies<0>();
-    __syncthreads();
 }
 
 // The same for `live` columns that hold something: code of its own for each number of pieces, so that nothing branches
 // between a product and the use of its sums.
+template <int FORMAT>
+__device__ __forceinline__ void group_sums(const Weight& weight, u64 tile, bool active, const Activations& x, u32 live,
+                                           GroupShared<FORMAT>& shared) {
+    if (live > 3 * PIECE_COLUMNS) return group_pieces<FORMAT, 4>(weight, tile, active, x, shared);
+    if (live > 2 * PIECE_COLUMNS) return group_pieces<FORMAT, 3>(weight, tile, active, x, shared);
+    if (live > PIECE_COLUMNS) return group_pieces<FORMAT, 2>(weight, tile, active, x, shared);
+    group_pieces<FORMAT, 1>(weight, tile, active, x, shared);
+}
+
+// The product of up to 6 row tiles from `first_tile` on, of which there are `row_tiles`, with `live` columns.
+// `store(row from the first tile's on, column, sum)` is called once for each of the sums, column < live. Ends with a barrier.
 template <int FORMAT, class Store>
 __device__ __forceinline__ void group_product(const Weight& weight, u64 first_tile, u32 row_tiles, const Activations& x, u32 live,
                                               GroupShared<FORMAT>& shared, const Store& store) {
-    if (live > 3 * PIECE_COLUMNS) return group_pieces<FORMAT, 4>(weight, first_tile, row_tiles, x, shared, store);
-    if (live > 2 * PIECE_COLUMNS) return group_pieces<FORMAT, 3>(weight, first_tile, row_tiles, x, shared, store);
-    if (live > PIECE_COLUMNS) return group_pieces<FORMAT, 2>(weight, first_tile, row_tiles, x, shared, store);
-    group_pieces<FORMAT, 1>(weight, first_tile, row_tiles, x, shared, store);
+    const u32 lane = threadIdx.x % 32;
+    const u32 warp = threadIdx.x / 32;
+    // The tensor cores want a warpgroup whole: a warp without a tile works on another's, for nothing.
+    const bool active = warp / 4 * 2 < row_tiles;
+    const u32 tile = warp / 2 < row_tiles ? warp / 2 : 0;
+    group_sums<FORMAT>(weight, first_tile + tile, active, x, live, shared);
+    if (warp / 2 < row_tiles) {
+        const u32 row = 32 * tile + 16 * (warp % 2) + lane / 4;
+#pragma unroll
+        for (int i = 0; i < PIECES * 4; ++i) {
+            if (8 * i >= live) break;
+            const FourSums total = shared.totals[i][threadIdx.x];
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+                const u32 column = 8 * i + 2 * (lane % 4) + c % 2;
+                if (column < live) store(row + 8 * (c / 2), column, total.at[c] * Codec<FORMAT>::POST);
+            }
+        }
+    }
+    __syncthreads();
+}
+
+// What `gated_product` works on: two weights of one shape and the gated activation between them.
+struct GatedProduct {
+    Weight gate;
+    Weight up;
+    const float* gate_bias;  // [experts, outputs] or null
+    const float* up_bias;
+    u8* codes;  // records, high and low bytes apart
+    ActivationSums* sums;
+    u32 kind;
+    float alpha;
+    float limit;
+    u32 reserved;
+};
+
+// swiglu of two products of up to 3 row tiles, as activation records: a row tile is a block. `tile`: the first of them, of
+// which there are `row_tiles`; `expert_tile`: where the expert's begin; `record_of(column)`: row of the records of a column.
+// Warps 0 to 5 multiply with the gate, 6 to 11 with the other weight; then each thread makes one record. Ends with a barrier.
+template <int FORMAT, class RecordOf>
+__device__ __forceinline__ void gated_product(const GatedProduct& product, u64 expert_tile, u32 tile, u32 row_tiles,
+                                              const Activations& x, u32 live, GroupShared<FORMAT>& shared,
+                                              const RecordOf& record_of) {
+    constexpr u32 HALF = GROUP_TILES / 2;
+    const u32 warp = threadIdx.x / 32;
+    const u32 own = warp / 2 % HALF < row_tiles ? warp / 2 % HALF : 0;
+    group_sums<FORMAT>(warp < 2 * HALF ? product.gate : product.up, expert_tile + tile + own, true, x, live, shared);
+    __syncthreads();
+    const u32 column = threadIdx.x % GROUP_COLUMNS;
+    const u32 block = threadIdx.x / GROUP_COLUMNS;
+    if (column < live && block < row_tiles) {
+        float y[32];
+#pragma unroll
+        for (u32 row = 0; row < 32; ++row) {
+            const u32 thread = (2 * block + row / 16) * 32 + row % 8 * 4 + column % 8 / 2;
+            const u32 c = row / 8 % 2 * 2 + column % 2;
+            float gate = shared.totals[column / 8][thread].at[c] * Codec<FORMAT>::POST;
+            float up = shared.totals[column / 8][thread + 64 * HALF].at[c] * Codec<FORMAT>::POST;
+            const u64 output = (expert_tile + tile + block) * 32 + row;
+            if (product.gate_bias) gate += product.gate_bias[output];
+            if (product.up_bias) up += product.up_bias[output];
+            y[row] = gated(product.kind, product.alpha, product.limit, gate, up);
+        }
+        const u64 record = (u64)record_of(column) * product.gate.row_tiles + tile + block;
+        quantize_alone(y, product.codes + record * ACTIVATION_CODE_BYTES, product.sums + record);
+    }
+    __syncthreads();
 }

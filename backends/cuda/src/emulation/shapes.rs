@@ -226,27 +226,42 @@ fn record_layer(builder: &mut ProgramBuilder<'_>) -> ValueId {
     builder.add("dense.residual", x, change).unwrap()
 }
 
+/// Weights of `record_layer`: formats of the first products, the second and the experts.
+fn layer_specs([first, second, experts]: [DType; 3], width: usize) -> [WeightSpec; 8] {
+    [
+        WeightSpec::matrix("table", DType::F16, VOCABULARY, width),
+        WeightSpec::vector("norm", 1, width),
+        WeightSpec::matrix("first", first, width, width),
+        WeightSpec::vector("bias", 1, width),
+        WeightSpec::matrix("second", second, width, width),
+        WeightSpec::matrix("router", DType::F32, 5, width),
+        WeightSpec::experts("experts", experts, 5, width, width),
+        WeightSpec::vector("biases", 5, width),
+    ]
+}
+
 #[test]
 fn fused_single_steps_agree_with_batches_in_every_bit() {
     if !compiler_is_there() {
         return;
     }
-    for (first, second, experts) in [
-        (DType::Q8_0, DType::Q5_0, DType::MXFP4),
-        (DType::Q4_K, DType::Q6_K, DType::Q8_0),
-        (DType::Q4_1, DType::Q2_K, DType::Q3_K),
+    for formats in [
+        [DType::Q8_0, DType::Q5_0, DType::MXFP4],
+        [DType::Q4_K, DType::Q6_K, DType::Q8_0],
+        [DType::Q4_1, DType::Q2_K, DType::Q3_K],
     ] {
-        let width = 768;
-        let specs = [
-            WeightSpec::matrix("table", DType::F16, VOCABULARY, width),
-            WeightSpec::vector("norm", 1, width),
-            WeightSpec::matrix("first", first, width, width),
-            WeightSpec::vector("bias", 1, width),
-            WeightSpec::matrix("second", second, width, width),
-            WeightSpec::matrix("router", DType::F32, 5, width),
-            WeightSpec::experts("experts", experts, 5, width, width),
-            WeightSpec::vector("biases", 5, width),
-        ];
-        agree(&format!("{first} {second} {experts}"), &specs, &[2, 9], record_layer);
+        agree(&format!("{formats:?}"), &layer_specs(formats, 768), &[2, 9], record_layer);
+    }
+}
+
+#[test]
+fn prefill_steps_agree_with_single_ones_in_every_bit() {
+    if !compiler_is_there() {
+        return;
+    }
+    for (formats, width) in
+        [([DType::Q8_0, DType::Q5_0, DType::MXFP4], 96), ([DType::Q4_K, DType::Q6_K, DType::Q8_0], 256)]
+    {
+        agree(&format!("{formats:?}"), &layer_specs(formats, width), &[130], record_layer);
     }
 }

@@ -7,8 +7,9 @@
 use bytemuck::{Pod, Zeroable};
 use worker_orcd_core::{BackendError, DType, Node, Op, RowSet, ValueId, WeightId};
 
+use super::group::{self, LinearGroupPart};
 use super::single::{LinearPlainNormedArgs, MAX_SHARED_BYTES};
-use super::{DeviceWeight, Lowering, Rule, group, output, program_error};
+use super::{DeviceWeight, Lowering, Rule, output, program_error};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{WeightArgs, is_plain};
@@ -56,7 +57,7 @@ struct LinearQuantizeArgs {
 /// `struct LinearArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct LinearArgs {
+struct LinearArgs {
     weight: WeightArgs,
     x: ActivationArgs,
     bias: DevicePtr,
@@ -89,6 +90,20 @@ struct Product<'a> {
     bias: DevicePtr,
     residual: DevicePtr,
     y: ValueId,
+}
+
+impl Product<'_> {
+    /// The same for a launch of several.
+    fn part(&self, lowering: &Lowering<'_>) -> LinearGroupPart {
+        LinearGroupPart {
+            weight: self.weight.layout.args(self.weight.address),
+            bias: self.bias,
+            residual: self.residual,
+            y: lowering.value(self.y),
+            outputs: self.weight.spec.rows as u32,
+            end: 0,
+        }
+    }
 }
 
 /// Neighbouring products of one input quantise it once.
@@ -130,6 +145,7 @@ fn share_input(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backe
         return Ok(0);
     }
     let mut activations = None;
+    let mut products = vec![];
     for node in nodes.iter().take(taken) {
         let (x, weight, bias) = operands(node)?;
         let weight = lowering.weight(node, weight)?;
@@ -139,9 +155,34 @@ fn share_input(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backe
         let bias = lowering.vector(node, bias)?;
         let product =
             Product { label: &node.label, weight, x, bias, residual: DevicePtr::NULL, y: output(node)? };
-        emit(lowering, node, &product, activations)?;
+        products.push((node, product));
+    }
+    let rows = lowering.rows(shared);
+    if let (Some(x), true) = (activations, lowering.planes_apart(rows)) {
+        emit_groups(lowering, (x, rows), &products);
+        return Ok(taken);
+    }
+    for (node, product) in &products {
+        emit(lowering, node, product, activations)?;
     }
     Ok(taken)
+}
+
+/// Emits products of one input, those of one format that follow each other in one launch.
+fn emit_groups(
+    lowering: &mut Lowering<'_>,
+    (x, rows): (ActivationArgs, RowSet),
+    products: &[(&Node, Product<'_>)],
+) {
+    let dtype = |product: &Product<'_>| product.weight.spec.dtype;
+    let alike = |left: &(&Node, Product<'_>), right: &(&Node, Product<'_>)| dtype(&left.1) == dtype(&right.1);
+    for run in products.chunk_by(alike).flat_map(|run| run.chunks(group::PARTS)) {
+        let labels: Vec<&str> = run.iter().map(|(_, product)| product.label).collect();
+        let parts: Vec<LinearGroupPart> = run.iter().map(|(_, product)| product.part(lowering)).collect();
+        let Some((_, first)) = run.first() else { continue };
+        let launch = group::linear(lowering, (&labels.join("+"), dtype(first)), (x, rows), &parts);
+        lowering.launch(launch);
+    }
 }
 
 fn add_residual(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
@@ -239,11 +280,10 @@ fn emit(
     let outputs = product.weight.spec.rows as u32;
     let dtype = product.weight.spec.dtype;
     let launch = if let Some(x) = activations {
-        let args = LinearArgs { weight, x, bias, residual, y, columns, outputs, reserved: 0 };
         if lowering.planes_apart(rows) {
-            let grid = [weight.row_tiles.div_ceil(group::TILES), most.div_ceil(group::COLUMNS), 1];
-            group::launch(product.label, "linear", dtype, grid, &args)
+            group::linear(lowering, (product.label, dtype), (x, rows), &[product.part(lowering)])
         } else {
+            let args = LinearArgs { weight, x, bias, residual, y, columns, outputs, reserved: 0 };
             let (shape, grid) = product_shape(weight.row_tiles, most, lowering.traits().multiprocessors);
             Launch::grid(product.label, kernel_name("linear", shape, dtype), grid, [THREADS, 1, 1], 0, &args)
         }

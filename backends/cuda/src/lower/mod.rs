@@ -111,6 +111,7 @@ pub(crate) const RULES: &[Rule] = &[
     single::MOE_GATED,
     single::MOE_COMBINED,
     fuse_experts::GATED,
+    group::GATED,
     fuse_norm::QUANTIZE,
     fuse_position::ROTATE_AND_STORE,
     linear::SHARE_INPUT,
@@ -194,6 +195,8 @@ pub(crate) struct Lowering<'a> {
     scratch_bytes: usize,
     /// Activation records made so far and still to be read.
     codes: HashMap<ValueId, ActivationArgs>,
+    /// Where the pairs of (token, chosen expert) were sorted to, by the value that holds the choices.
+    orders: HashMap<ValueId, [DevicePtr; 2]>,
 }
 
 /// A part of the scratch in use until node `last` has been lowered.
@@ -218,6 +221,7 @@ impl<'a> Lowering<'a> {
             scratch: vec![],
             scratch_bytes: 0,
             codes: HashMap::new(),
+            orders: HashMap::new(),
         }
     }
 
@@ -395,14 +399,30 @@ impl<'a> Lowering<'a> {
     /// Room for the activation records of `x`, kept until its last reader. Whoever asks must emit the launch that fills
     /// it.
     pub(crate) fn make_codes(&mut self, x: ValueId) -> ActivationArgs {
-        let readers = self.program.nodes().iter().rposition(|node| node.op.reads().contains(&x));
-        let last = readers.unwrap_or(self.index);
+        let last = self.last_reader(x);
         let records = self.max_rows(self.rows(x)) as usize * self.width(x).div_ceil(32) as usize;
         let codes = self.scratch_until(records * linear::CODE_BYTES, last);
         let sums = self.scratch_until(records * linear::SUM_BYTES, last);
         let activations = ActivationArgs { codes, sums };
         self.codes.insert(x, activations);
         activations
+    }
+
+    /// Room of `bytes` for the sorted pairs of `experts`, kept until its last reader, and whether they are there already.
+    /// Whoever asks must emit the launch that sorts them if they are not.
+    pub(crate) fn make_order(&mut self, experts: ValueId, bytes: [usize; 2]) -> ([DevicePtr; 2], bool) {
+        if let Some(made) = self.orders.get(&experts) {
+            return (*made, true);
+        }
+        let last = self.last_reader(experts);
+        let order = bytes.map(|bytes| self.scratch_until(bytes, last));
+        self.orders.insert(experts, order);
+        (order, false)
+    }
+
+    /// The last node that reads `x`; the present one when none does.
+    fn last_reader(&self, x: ValueId) -> usize {
+        self.program.nodes().iter().rposition(|node| node.op.reads().contains(&x)).unwrap_or(self.index)
     }
 
     /// Who reads `x` in which form.

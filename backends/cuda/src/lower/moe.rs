@@ -16,10 +16,10 @@ use crate::layout::{WeightArgs, is_plain};
 
 /// Most pairs a CTA looks through by itself (`MAX_SCANNED_PAIRS`).
 const MAX_SCANNED_PAIRS: u32 = 512;
-/// Most experts `moe_linear_route` counts.
+/// Most experts there may be.
 const MAX_EXPERTS: u32 = 1024;
 /// Threads of `moe_linear_route`.
-const ROUTE_THREADS: u32 = 1024;
+const ROUTE_THREADS: u32 = 256;
 
 /// `struct Routing`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -29,8 +29,8 @@ pub(super) struct RoutingArgs {
     tokens: DevicePtr,
     offsets: DevicePtr,
     order: DevicePtr,
-    top_k: u32,
-    expert_count: u32,
+    pub(super) top_k: u32,
+    pub(super) expert_count: u32,
     shared_x: u32,
     reserved: u32,
 }
@@ -39,9 +39,9 @@ pub(super) struct RoutingArgs {
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct MoeLinearArgs {
-    weight: WeightArgs,
+    pub(super) weight: WeightArgs,
     x: ActivationArgs,
-    routing: RoutingArgs,
+    pub(super) routing: RoutingArgs,
     bias: DevicePtr,
     y: DevicePtr,
     outputs: u32,
@@ -194,13 +194,22 @@ pub(super) fn prepare(
     let rows = (RowSet::Tokens, rows_per);
     let activations = Some(quantize(lowering, node, operands.x, rows, weight.layout.blocks())?);
     if lowering.planes_apart(RowSet::Tokens) || spread(tokens, top_k) == Spread::Sweep {
-        routing.offsets = lowering.scratch((expert_count as usize + 1) * size_of::<u32>());
-        routing.order = lowering.scratch((tokens * top_k) as usize * size_of::<u32>());
-        let RoutingArgs { experts, tokens, offsets, order, .. } = routing;
-        let args = MoeLinearRouteArgs { experts, tokens, offsets, order, top_k, expert_count };
-        lowering.launch(Launch::linear(&node.label, "moe_linear_route", 1, ROUTE_THREADS, &args));
+        let words = [expert_count + 1, tokens * top_k].map(|count| count as usize * size_of::<u32>());
+        let ([offsets, order], made) = lowering.make_order(operands.experts, words);
+        (routing.offsets, routing.order) = (offsets, order);
+        if !made {
+            let RoutingArgs { experts, tokens, .. } = routing;
+            let args = MoeLinearRouteArgs { experts, tokens, offsets, order, top_k, expert_count };
+            let launch = Launch::linear(&node.label, "moe_linear_route", expert_count, ROUTE_THREADS, &args);
+            lowering.launch(launch);
+        }
     }
     Ok(Prepared { activations, routing })
+}
+
+/// Pairs that grids have room for per expert: twice the average. Fuller experts loop.
+pub(super) fn often(tokens: u32, routing: &RoutingArgs) -> u32 {
+    (2 * (tokens * routing.top_k).div_ceil(routing.expert_count)).min(tokens)
 }
 
 fn emit(
@@ -221,20 +230,16 @@ fn emit(
     if pairs == 0 || pairs > 65_535 {
         return Err(program_error(node, format!("{pairs} pairs, the kernels take 1 to 65535")));
     }
-    // Enough column groups for twice the average; fuller experts loop.
-    let often = (2 * pairs.div_ceil(routing.expert_count)).min(tokens);
     let launch = if let (Some(x), true) = (prepared.activations, lowering.planes_apart(RowSet::Tokens)) {
         let args = MoeLinearArgs { weight, x, routing, bias, y, outputs, reserved: 0 };
-        let row_groups = weight.row_tiles.div_ceil(group::TILES);
-        let grid = [often.div_ceil(group::COLUMNS), row_groups, routing.expert_count];
-        group::launch(&node.label, "moe_linear", dtype, grid, &args)
+        group::moe_linear(&node.label, dtype, often(tokens, &routing), &args)
     } else if let Some(x) = prepared.activations {
         let (shape, grid) = match spread(tokens, routing.top_k) {
             Spread::Pair => ("pair", [weight.row_tiles, pairs, 1]),
             Spread::Split8 => ("split8", [weight.row_tiles, routing.expert_count, 1]),
             Spread::Split16 => ("split16", [weight.row_tiles, routing.expert_count, 1]),
             Spread::Sweep => {
-                let groups = often.div_ceil(SWEEP_COLUMNS);
+                let groups = often(tokens, &routing).div_ceil(SWEEP_COLUMNS);
                 ("sweep", [weight.row_tiles.div_ceil(SWEEP_TILES), routing.expert_count, groups])
             }
         };
