@@ -353,6 +353,15 @@ inline void mma_s8_k16(i32 (&c)[4], u32 a0, u32 a1, u32 b0) {
 inline void mma_f16_k16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     machine::mma(c, {{a[0], a[1], a[2], a[3]}, {b0, b1}}, 2, 2, machine::product_f16);
 }
+inline void load_transposed(u32 (&out)[4], const void* row) {
+    const machine::Slots all = machine::exchange(row);
+    const u32 lane = machine::current->linear % 32;
+    for (u32 i = 0; i < 4; ++i) {
+        const u16* first = machine::lane_value<const u16*>(all, 8 * i + lane % 4 * 2);
+        const u16* second = machine::lane_value<const u16*>(all, 8 * i + lane % 4 * 2 + 1);
+        out[i] = (u32)first[lane / 4] | (u32)second[lane / 4] << 16;
+    }
+}
 inline u32 permute_bytes(u32 low, u32 high, u32 selector) {
     const u64 bytes = (u64)high << 32 | low;
     u32 result = 0;
