@@ -301,64 +301,56 @@ __device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, boo
             slice_end = slice_begin(slice + 1, units);
         }
     };
-    // This stage's and the next one's weights, in registers.
-    TileCodes raw[GROUP_BLOCKS];
-    ScaleRecord records[C::SUPER ? 1 : GROUP_BLOCKS];
+    // The next block's weights, in registers.
+    TileCodes raw;
+    ScaleRecord record;
     UnitScales unit;
-    if (active) {
-#pragma unroll
-        for (u32 b = 0; b < GROUP_BLOCKS; ++b) {
-            if (b >= blocks) break;
-            raw[b] = load_half<FORMAT>(at, b);
-            if (!C::SUPER || b == 0) records[C::SUPER ? 0 : b] = load_half_record<FORMAT>(at, b);
-        }
+    if (active && blocks > 0) {
+        raw = load_half<FORMAT>(at, 0);
+        record = load_half_record<FORMAT>(at, 0);
     }
     end_slices(0);
     const GroupCopies<FORMAT> copies(x, shared.rows, blocks);
-#pragma unroll
+#pragma unroll 1
     for (u32 i = 0; i + 1 < GROUP_STAGES; ++i) copies.start(shared.stages[i], i * GROUP_BLOCKS);
     u32 current = 0;
     PieceProduct products[2];
+    // Blocks are not unrolled, so that the loop stays in the instruction cache next to the scheduler.
 #pragma unroll 1
-    for (u32 first = 0; first < blocks; first += GROUP_BLOCKS) {
-        wait_copies<GROUP_STAGES - 2>();
-        publish_operands();
-        __syncthreads();
-        // Everybody is done with the stage before this one: it takes the last of those on their way.
-        copies.start(shared.stages[current == 0 ? GROUP_STAGES - 1 : current - 1], first + (GROUP_STAGES - 1) * GROUP_BLOCKS);
-        const GroupStage<C::MINIMUM>& stage = shared.stages[current];
-        current = current + 1 == GROUP_STAGES ? 0 : current + 1;
-        if (!active) continue;
-#pragma unroll
-        for (u32 b = 0; b < GROUP_BLOCKS; ++b) {
-            const u32 block = first + b;
-            if (block >= blocks) break;
-            u32 a[4];
-            half_fragments<FORMAT>(raw[b], m, a);
-            const u32 codes = shared_operand(stage.codes[b]);
-            begin_piece<FORMAT>(a, codes, 0, 0, products[0]);
-            if (!C::SUPER || block % 8 == 0) unit = unpack<FORMAT>(records[C::SUPER ? 0 : b]);
-            const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
-            const u32 ahead = block + GROUP_BLOCKS;
-            if (ahead < blocks) {
-                raw[b] = load_half<FORMAT>(at, ahead);
-                if (!C::SUPER) records[C::SUPER ? 0 : b] = load_half_record<FORMAT>(at, ahead);
-            }
-            // A super-block's scales arrive one stage early.
-            if (C::SUPER && block % 8 == 6 && ahead < blocks) records[0] = load_half_record<FORMAT>(at, ahead / 8);
-#pragma unroll
-            for (int step = 0; step < LIVE * PARTS; ++step) {
-                PieceProduct& product = products[step % 2];
-                if (step + 1 < LIVE * PARTS) {
-                    begin_piece<FORMAT>(a, codes, (step + 1) % PARTS, (step + 1) / PARTS, products[(step + 1) % 2]);
-                    products_wait<1>(product.high, product.low);
-                } else {
-                    products_wait<0>(product.high, product.low);
-                }
-                add_piece<FORMAT>(product, scales, step % PARTS, stage, b, step / PARTS, acc[step / PARTS]);
-            }
-            if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
+    for (u32 block = 0; block < blocks; ++block) {
+        const u32 b = block % GROUP_BLOCKS;
+        if (b == 0) {
+            wait_copies<GROUP_STAGES - 2>();
+            publish_operands();
+            __syncthreads();
+            // Everybody is done with the stage before this one: it takes the last of those on their way.
+            current = block / GROUP_BLOCKS % GROUP_STAGES;
+            copies.start(shared.stages[(current + GROUP_STAGES - 1) % GROUP_STAGES], block + (GROUP_STAGES - 1) * GROUP_BLOCKS);
         }
+        if (!active) continue;
+        const GroupStage<C::MINIMUM>& stage = shared.stages[current];
+        u32 a[4];
+        half_fragments<FORMAT>(raw, m, a);
+        const u32 codes = shared_operand(stage.codes[b]);
+        begin_piece<FORMAT>(a, codes, 0, 0, products[0]);
+        if (!C::SUPER || block % 8 == 0) unit = unpack<FORMAT>(record);
+        const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
+        if (block + 1 < blocks) {
+            raw = load_half<FORMAT>(at, block + 1);
+            if (!C::SUPER || block % 8 == 7) record = load_half_record<FORMAT>(at, (block + 1) / C::BLOCKS);
+        }
+#pragma unroll
+        for (int step = 0; step < LIVE * PARTS; ++step) {
+            PieceProduct& product = products[step % 2];
+            if (step + 1 < LIVE * PARTS) {
+                begin_piece<FORMAT>(a, codes, (step + 1) % PARTS, (step + 1) / PARTS, products[(step + 1) % 2]);
+                products_wait<1>(product.high, product.low);
+            } else {
+                products_wait<0>(product.high, product.low);
+            }
+            add_piece<FORMAT>(product, scales, step % PARTS, stage, b, step / PARTS, acc[step / PARTS]);
+        }
+        if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
     }
     wait_copies<0>();
 }
@@ -387,9 +379,8 @@ __device__ __forceinline__ void group_product(const Weight& weight, u64 first_ti
     group_sums<FORMAT>(weight, first_tile + tile, active, x, live, shared);
     if (warp / 2 < row_tiles) {
         const u32 row = 32 * tile + 16 * (warp % 2) + lane / 4;
-#pragma unroll
-        for (int i = 0; i < PIECES * 4; ++i) {
-            if (8 * i >= live) break;
+#pragma unroll 1
+        for (u32 i = 0; 8 * i < live; ++i) {
             const FourSums total = shared.totals[i][threadIdx.x];
 #pragma unroll
             for (int c = 0; c < 4; ++c) {
@@ -431,7 +422,7 @@ __device__ __forceinline__ void gated_product(const GatedProduct& product, u64 e
     const u32 block = threadIdx.x / GROUP_COLUMNS;
     if (column < live && block < row_tiles) {
         float y[32];
-#pragma unroll
+#pragma unroll 8
         for (u32 row = 0; row < 32; ++row) {
             const u32 thread = (2 * block + row / 16) * 32 + row % 8 * 4 + column % 8 / 2;
             const u32 c = row / 8 % 2 * 2 + column % 2;
