@@ -290,8 +290,12 @@ fn emit(
     } else {
         let x = lowering.value(product.x);
         let args = LinearPlainArgs { weight, x, bias, residual, y, columns, outputs, reserved: 0 };
-        let (shape, per) = if most == 1 { ("plain1", 1) } else { ("plain8", 8) };
-        let grid = [weight.row_tiles, most.div_ceil(per), 1];
+        let (shape, tiles, per) = match most {
+            1 => ("plain1", 1, 1),
+            2..=64 => ("plain8", 1, 8),
+            _ => ("plain_wide", 4, 8),
+        };
+        let grid = [weight.row_tiles.div_ceil(tiles), most.div_ceil(per), 1];
         Launch::grid(product.label, kernel_name("linear", shape, dtype), grid, [THREADS, 1, 1], 0, &args)
     };
     lowering.launch(launch);
@@ -366,6 +370,7 @@ pub(super) fn units() -> Vec<Unit> {
             let entries = [
                 ("LINEAR_PLAIN_1", Kernel::of::<LinearPlainArgs>(name("plain1"), THREADS)),
                 ("LINEAR_PLAIN_8", Kernel::of::<LinearPlainArgs>(name("plain8"), THREADS)),
+                ("LINEAR_PLAIN_WIDE", Kernel::of::<LinearPlainArgs>(name("plain_wide"), THREADS)),
                 ("LINEAR_PLAIN_NORMED", normed.with_shared(MAX_SHARED_BYTES)),
             ];
             return format_unit_of("linear_plain", "linear_plain.cu", source, dtype, &entries);
