@@ -1,12 +1,14 @@
 // linear for a step of one token, with its neighbours fused (common/single.cuh).
 //
-// Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id> and a name for each kernel.
+// Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id>, -DRING_BYTES=<size> and a name for each kernel.
 //   single: y_j = W_j h + bias_j (+ residual, for one product), j up to 3, where h = x or rms_norm(x).
 //           Grid: CTAs that share all row tiles of all products; 256 threads.
-//   gated:  y = swiglu(Wg h + bg, Wu h + bu), h likewise. Grid: CTAs that share the row tiles; 512 threads.
-// Dynamic shared memory: 80 bytes per 32 columns. Reads each weight once; bound by memory. The bits are those of rms_norm,
-// linear, add and swiglu one after the other.
+//   gated:  y = swiglu(Wg h + bg, Wu h + bu), h likewise. Grid: CTAs that share the row tiles; 256 threads.
+//           Leaves activation records for the product that reads y, where asked.
+// Dynamic shared memory: 80 bytes per 32 columns, and the rings. Reads each weight once; bound by memory. The bits are those
+// of rms_norm, linear, add, swiglu and linear_quantize one after the other.
 #include "common/gated.cuh"
+#include "common/quantize_warp.cuh"
 #include "common/single.cuh"
 
 #define MAX_PRODUCTS 3
@@ -21,8 +23,7 @@ struct SingleProduct {
 
 struct LinearSingleArgs {
     SingleProduct products[MAX_PRODUCTS];
-    const float* x;
-    const float* norm;      // [columns] or null
+    SingleInput x;
     const float* residual;  // [outputs of the first product] or null
     float* normed;          // where h goes, or null
     const u32* columns;     // live rows of the set: 0 or 1
@@ -30,7 +31,7 @@ struct LinearSingleArgs {
     u32 tiles;
 };
 
-KERNEL(LINEAR_SINGLE, LinearSingleArgs, GROUP_THREADS, 2) {
+KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, 3) {
     const u32 blocks = args.products[0].weight.blocks;
     const SingleActivations x(1, blocks);
     const auto product_of = [&](u32 tile) {
@@ -38,26 +39,26 @@ KERNEL(LINEAR_SINGLE, LinearSingleArgs, GROUP_THREADS, 2) {
     };
     const auto tile_at = [&](u32 i) { return blockIdx.x + i * gridDim.x; };
     const auto first_of = [&](u32 product) { return product == 0 ? 0 : args.products[product - 1].end_tile; };
-    single_product<WEIGHT_FORMAT, 1>(
-        x, blocks, (args.tiles - blockIdx.x + gridDim.x - 1) / gridDim.x,
+    HeldQuads factors;
+    factors.load(args.x.norm, 0, blocks * 8);
+    single_product<WEIGHT_FORMAT>(
+        x, blocks, (args.tiles - blockIdx.x + gridDim.x - 1) / gridDim.x, 1,
         [&](u32 i) {
             const u32 product = product_of(tile_at(i));
-            return GroupTile{&args.products[product].weight, tile_at(i) - first_of(product), 0};
+            return SinglePass{&args.products[product].weight, tile_at(i) - first_of(product), 0};
         },
         [&] {
             wait_for_previous_kernel();
             allow_next_kernel();
             if (*args.columns == 0) return false;
-            fill_activations<GROUP_THREADS>(x, args.x, 1, blocks * 32, args.norm, args.eps,
-                                            blockIdx.x == 0 ? args.normed : 0);
+            fill_activations(x, args.x, 1, blocks * 32, factors, args.eps, blockIdx.x == 0 ? args.normed : 0);
             return true;
         },
-        [&](u32 i, u32 row, const float(&sums)[1]) {
+        [&](u32 i, u32 row, float sum) {
             const u32 index = product_of(tile_at(i));
             const SingleProduct& product = args.products[index];
             const u32 output = (tile_at(i) - first_of(index)) * 32 + row;
             if (output >= product.outputs) return;
-            float sum = sums[0];
             if (product.bias) sum += product.bias[output];
             if (args.residual) sum += args.residual[output];
             product.y[output] = sum;
@@ -67,11 +68,12 @@ KERNEL(LINEAR_SINGLE, LinearSingleArgs, GROUP_THREADS, 2) {
 struct LinearGatedArgs {
     Weight gate;
     Weight up;
-    const float* x;
-    const float* norm;       // [columns] or null
+    SingleInput x;
     const float* gate_bias;  // [outputs] or null
     const float* up_bias;
-    float* y;
+    float* y;             // [outputs], or null where records are all that is wanted
+    u8* codes;            // records of y, or null
+    ActivationSums* sums;
     const u32* columns;  // live rows of the set: 0 or 1
     u32 outputs;
     u32 kind;
@@ -81,26 +83,36 @@ struct LinearGatedArgs {
     u32 reserved;
 };
 
-KERNEL(LINEAR_GATED, LinearGatedArgs, 2 * GROUP_THREADS, 1) {
+KERNEL(LINEAR_GATED, LinearGatedArgs, SINGLE_THREADS, 3) {
     const u32 blocks = args.gate.blocks;
     const SingleActivations x(1, blocks);
-    const bool is_up = threadIdx.x >= GROUP_THREADS;
-    const auto tile_at = [&](u32 i) { return blockIdx.x + i * gridDim.x; };
-    single_product<WEIGHT_FORMAT, 2>(
-        x, blocks, (args.gate.row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x,
-        [&](u32 i) { return GroupTile{is_up ? &args.up : &args.gate, tile_at(i), 0}; },
+    HeldQuads factors;
+    factors.load(args.x.norm, 0, blocks * 8);
+    // Gate and up take turns.
+    const auto tile_at = [&](u32 i) { return blockIdx.x + i / 2 * gridDim.x; };
+    float gate = 0.0f;
+    single_product<WEIGHT_FORMAT>(
+        x, blocks, (args.gate.row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x * 2, 2,
+        [&](u32 i) { return SinglePass{i % 2 == 0 ? &args.gate : &args.up, tile_at(i), 0}; },
         [&] {
             wait_for_previous_kernel();
             allow_next_kernel();
             if (*args.columns == 0) return false;
-            fill_activations<2 * GROUP_THREADS>(x, args.x, 1, blocks * 32, args.norm, args.eps, 0);
+            fill_activations(x, args.x, 1, blocks * 32, factors, args.eps, 0);
             return true;
         },
-        [&](u32 i, u32 row, const float(&sums)[2]) {
+        [&](u32 i, u32 row, float sum) {
             const u32 output = tile_at(i) * 32 + row;
             if (output >= args.outputs) return;
-            const float gate = args.gate_bias ? sums[0] + args.gate_bias[output] : sums[0];
-            const float up = args.up_bias ? sums[1] + args.up_bias[output] : sums[1];
-            args.y[output] = gated(args.kind, args.alpha, args.limit, gate, up);
+            const float* bias = i % 2 == 0 ? args.gate_bias : args.up_bias;
+            if (bias) sum += bias[output];
+            if (i % 2 == 0) {
+                gate = sum;
+                return;
+            }
+            const float value = gated(args.kind, args.alpha, args.limit, gate, sum);
+            if (args.y) args.y[output] = value;
+            // The outputs are whole tiles then, and a tile is a record.
+            if (args.codes) quantize_warp(value, args.codes, args.sums, tile_at(i));
         });
 }

@@ -2,7 +2,7 @@
 
 use cfg_if::cfg_if;
 use worker_orcd_core::reference::ReferenceBackend;
-use worker_orcd_core::{Backend, BackendError};
+use worker_orcd_core::{Backend, BackendError, Footprint, PlainFootprint};
 
 use crate::config::BackendChoice;
 
@@ -28,6 +28,15 @@ pub fn open(choice: BackendChoice, index: usize) -> Result<Box<dyn Backend>, Bac
         BackendChoice::Cuda => open_cuda(index),
         BackendChoice::Wgpu => open_wgpu(index),
         BackendChoice::Reference => Ok(Box::new(ReferenceBackend::default())),
+    }
+}
+
+/// What a backend will allocate, without opening its device.
+pub fn footprint(choice: BackendChoice) -> Box<dyn Footprint> {
+    match choice {
+        #[cfg(feature = "cuda")]
+        BackendChoice::Cuda => Box::new(worker_orcd_cuda::CudaFootprint::default()),
+        _ => Box::new(PlainFootprint),
     }
 }
 

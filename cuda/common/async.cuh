@@ -76,6 +76,9 @@ __device__ __forceinline__ u16 load_ahead(const u16* address) {
     return v;
 }
 
+// Asks for the line of an address; it need not be readable.
+__device__ __forceinline__ void prefetch_to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
 // Copies 16 bytes to shared memory behind the caller's back; zeros when `valid` is false (`source` is then not read).
 __device__ __forceinline__ void copy_async(void* shared, const void* source, bool valid) {
     const u32 target = (u32)__cvta_generic_to_shared(shared);

@@ -147,7 +147,7 @@ __device__ __forceinline__ HalfScales<FORMAT> half_scales(const UnitScales& unit
     if constexpr (Codec<FORMAT>::SUPER) {
 #pragma unroll
         for (int part = 0; part < HalfScales<FORMAT>::PARTS; ++part) {
-            const RowScale own = row_scale<FORMAT>(unit, j, part);
+            const RowScale own = super_scale<FORMAT>(unit, j, part);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 out.code[part][i] = from_quad(own.code, 2 * m + i);

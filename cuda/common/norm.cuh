@@ -4,15 +4,40 @@
 
 #define NORM_THREADS 256
 
-// 1 / sqrt(mean(x^2) + eps) of a row of `width`; every thread of the CTA gets it. Thread t < 256 adds elements t, t + 256,
-// ...; then a butterfly over each warp, then the eight warps in order; further threads only wait. `partials`: shared, 8
-// floats. Ends with a barrier.
-__device__ __forceinline__ float rms_scale(const float* x, u32 width, float eps, float* partials) {
+// Loads under way at once.
+#define NORM_QUADS 4
+
+// This thread's share of the sum of squares: elements 4t .. 4t + 3, then those 1024 further, and so on.
+__device__ __forceinline__ float squares_of(const float* x, u32 width) {
     float sum = 0.0f;
+    if (width % 4 != 0) {
+        for (u32 first = 4 * threadIdx.x; first < width; first += 4 * NORM_THREADS) {
+            for (u32 i = first; i < width && i < first + 4; ++i) sum = fmaf(x[i], x[i], sum);
+        }
+        return sum;
+    }
+    for (u32 first = threadIdx.x; first < width / 4; first += NORM_QUADS * NORM_THREADS) {
+        Floats4 quads[NORM_QUADS];
+#pragma unroll
+        for (u32 i = 0; i < NORM_QUADS; ++i) {
+            const u32 quad = first + i * NORM_THREADS;
+            quads[i] = {{0.0f, 0.0f, 0.0f, 0.0f}};
+            if (quad < width / 4) quads[i] = ((const Floats4*)x)[quad];
+        }
+#pragma unroll
+        for (u32 i = 0; i < NORM_QUADS; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum = fmaf(quads[i].at[j], quads[i].at[j], sum);
+    }
+    return sum;
+}
+
+// 1 / sqrt(mean(x^2) + eps) of a row of `width`; every thread of the CTA gets it. Each of the first 256 threads adds its
+// share, then a butterfly over each warp, then the eight warps in order; further threads only wait. x is aligned to 16
+// bytes where the width is a multiple of 4. `partials`: shared, 8 floats. Ends with a barrier.
+__device__ __forceinline__ float rms_scale(const float* x, u32 width, float eps, float* partials) {
     if (threadIdx.x < NORM_THREADS) {
-#pragma unroll 4
-        for (u32 i = threadIdx.x; i < width; i += NORM_THREADS) sum = fmaf(x[i], x[i], sum);
-        sum = warp_sum(sum);
+        const float sum = warp_sum(squares_of(x, width));
         if (threadIdx.x % 32 == 0) partials[threadIdx.x / 32] = sum;
     }
     __syncthreads();

@@ -2,10 +2,6 @@
 #pragma once
 #include "common/activation.cuh"
 
-struct alignas(16) Floats4 {
-    float at[4];
-};
-
 // Elements 4 part .. 4 part + 3 of a block, by the `part`-th of its eight adjacent lanes. All lanes of the warp call it.
 // `codes` points to the block's record as words; lanes whose `live` is false store nothing. `planes`: high bytes first, low
 // bytes behind, both in order; otherwise as a lane of mma takes them.

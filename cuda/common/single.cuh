@@ -1,119 +1,181 @@
 // Products for a step of one token: the weights are all there is to read, so everything else hides behind them.
 //
-// A CTA is GROUPS groups of eight warps; a group multiplies one row tile at a time, each warp one slice of the
-// contraction, with the arithmetic of tile.cuh. CTAs stay and take tile after tile, weights of the next on their way while
-// this one is summed; the first are requested before the previous kernel has ended. Every CTA makes the activation records
-// for itself, in shared memory, normalising the row first where asked.
+// A CTA's eight warps multiply one row tile at a time, each warp one slice of the contraction, its weights streaming through
+// shared memory (common/stream.cuh). CTAs stay and take tile after tile; the first weights are requested before the previous
+// kernel has ended. Every CTA has the activation records in shared memory: copied where a kernel before has made them, else
+// made for itself, normalising the row first where asked.
 #pragma once
 #include "common/norm.cuh"
 #include "common/quantize.cuh"
-#include "common/tile.cuh"
+#include "common/stream.cuh"
 
-#define GROUP_THREADS 256
+#define SINGLE_THREADS 256
 
-// Activation records of `rows` rows in dynamic shared memory: codes of all blocks, then sums.
+// Dynamic shared memory: activation records of `rows` rows (codes of all blocks, then sums), then the warps' rings.
 struct SingleActivations {
     ActivationCodes* codes;
     ActivationSums* sums;
+    u8* rings;
 
     __device__ __forceinline__ SingleActivations(u32 rows, u32 blocks) {
         DYNAMIC_SHARED(Words4, dynamic_shared);
         codes = dynamic_shared;
         sums = (ActivationSums*)(dynamic_shared + 4 * rows * blocks);
+        rings = (u8*)(sums + rows * blocks);
     }
 };
 
-// Fills the records from `rows` rows of x, [rows, width] f32. With `norm`, of one row: x * scale * norm[i], which also goes
-// to `normed` where that is wanted. Ends with a barrier.
-template <int THREADS>
-__device__ __forceinline__ void fill_activations(const SingleActivations& out, const float* x, u32 rows, u32 width,
-                                                 const float* norm, float eps, float* normed) {
-    __shared__ float partials[NORM_THREADS / 32];
-    float scale = 1.0f;
-    if (norm) scale = rms_scale(x, width, eps, partials);
-    const u32 quads = rows * width / 4;
-    for (u32 first = 0; first < quads; first += THREADS) {
-        const u32 index = first + threadIdx.x;
-        const bool live = index < quads;
-        Floats4 four = {{0.0f, 0.0f, 0.0f, 0.0f}};
-        if (live) four = ((const Floats4*)x)[index];
-        if (norm && live) {
-            const Floats4 factor = ((const Floats4*)norm)[index];
+// What is multiplied: records, or where there are none, floats. `struct SingleInputArgs`.
+struct SingleInput {
+    const u8* codes;  // [rows, blocks] records, or null
+    const ActivationSums* sums;
+    const float* x;     // [rows, width] f32
+    const float* norm;  // [width] or null: x is one row, and multiplied is x * scale * norm[i]
+};
+
+// A batch of quads of a row; with the factors of the norm, loaded before the previous kernel ends.
+struct HeldQuads {
+    static constexpr u32 COUNT = 4;
+    Floats4 at[COUNT];
+
+    // Quads `first` + threadIdx.x, and so on, of `quads`; zeros beyond.
+    __device__ __forceinline__ void load(const float* x, u32 first, u32 quads) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) four.at[i] = four.at[i] * scale * factor.at[i];
-            if (normed) ((Floats4*)normed)[index] = four;
+        for (u32 i = 0; i < COUNT; ++i) {
+            const u32 index = first + i * SINGLE_THREADS + threadIdx.x;
+            at[i] = {{0.0f, 0.0f, 0.0f, 0.0f}};
+            if (x && index < quads) at[i] = ((const Floats4*)x)[index];
         }
-        quantize_block(four, threadIdx.x % 8, live, (u32*)(out.codes + index / 8 * 4), out.sums + index / 8);
+    }
+};
+
+// Puts the records of `rows` rows in place. `factors` holds the first quads of the norm. Ends with a barrier.
+__device__ __forceinline__ void fill_activations(const SingleActivations& out, const SingleInput& in, u32 rows, u32 width,
+                                                 HeldQuads& factors, float eps, float* normed) {
+    __shared__ float partials[NORM_THREADS / 32];
+    if (in.codes) {
+        const u32 parts = rows * width / 32 * (ACTIVATION_CODE_BYTES / 16);
+        const u32 sums = rows * width / 32;
+        const Words4* codes = (const Words4*)in.codes;
+        const Words4* after = (const Words4*)in.sums - parts;
+        Words4* to = (Words4*)out.codes;
+#pragma unroll 4
+        for (u32 i = threadIdx.x; i < parts + sums; i += SINGLE_THREADS) to[i] = i < parts ? codes[i] : after[i];
+        __syncthreads();
+        return;
+    }
+    const u32 quads = rows * width / 4;
+    HeldQuads own;
+    own.load(in.x, 0, quads);
+    float scale = 1.0f;
+    if (in.norm) scale = rms_scale(in.x, width, eps, partials);
+#pragma unroll 1
+    for (u32 first = 0; first < quads; first += HeldQuads::COUNT * SINGLE_THREADS) {
+        if (first > 0) {
+            own.load(in.x, first, quads);
+            factors.load(in.norm, first, quads);
+        }
+#pragma unroll
+        for (u32 i = 0; i < HeldQuads::COUNT; ++i) {
+            const u32 index = first + i * SINGLE_THREADS + threadIdx.x;
+            const bool live = index < quads;
+            // Whole warps without an element leave.
+            if (index - threadIdx.x % 32 >= quads) break;
+            Floats4& four = own.at[i];
+            if (in.norm) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) four.at[j] = four.at[j] * scale * factors.at[i].at[j];
+                if (normed && live) ((Floats4*)normed)[index] = four;
+            }
+            quantize_block(four, threadIdx.x % 8, live, (u32*)(out.codes + index / 8 * 4), out.sums + index / 8);
+        }
     }
     __syncthreads();
 }
 
-// Which row tile of which weight a group takes, and the activation row it is multiplied with.
-struct GroupTile {
+// Which row tile of which weight is multiplied with which activation row.
+struct SinglePass {
     const Weight* weight;
     u64 row_tile;
     u32 row;
 };
 
-// Multiplies `count` tiles per group. `tile_of(i)` is this group's i-th (for the calling thread); `prepare()` is called when
-// the first weights are on their way and must leave the records in place, ending with a barrier; it returns false when
-// there is nothing to do. `finish(i, row in tile, sums of the groups)` is called by the 32 lanes of the first warp.
-template <int FORMAT, int GROUPS, class TileOf, class Prepare, class Finish>
-__device__ __forceinline__ void single_product(const SingleActivations& x, u32 blocks, u32 count, const TileOf& tile_of,
-                                               const Prepare& prepare, const Finish& finish) {
+// Multiplies `count` tiles, one after the other. `pass_of(i)` is the i-th. `prepare()` is called when the first weights are
+// on their way and must leave the records in place, ending with a barrier; it returns false when there is nothing to do.
+// `finish(i, row in tile, sum)` is called by the 32 lanes of one warp, the same for each `per_warp` tiles in a row.
+template <int FORMAT, class PassOf, class Prepare, class Finish>
+__device__ __forceinline__ void single_product(const SingleActivations& x, u32 blocks, u32 count, u32 per_warp,
+                                               const PassOf& pass_of, const Prepare& prepare, const Finish& finish) {
     using C = Codec<FORMAT>;
-    __shared__ float partial[2][GROUPS * SLICES][32];
+    using K = Chunk<FORMAT>;
+    static_assert(K::RING * SLICES == RING_BYTES, "host and device disagree on the rings' size");
+    __shared__ float partial[2][SLICES][32];
     const u32 lane = threadIdx.x % 32;
-    const u32 warp = threadIdx.x / 32;
-    const u32 slice = warp % SLICES;
+    const u32 slice = threadIdx.x / 32;
     const u32 units = blocks / C::BLOCKS;
     const u32 begin = slice_begin(slice, units);
     const u32 share = (slice_begin(slice + 1, units) - begin) * C::BLOCKS;
+    const u32 chunks = (share + K::BLOCKS - 1) / K::BLOCKS;
     const auto place = [&](u32 i) {
-        const GroupTile tile = tile_of(i);
-        return LanePlanes<FORMAT>(*tile.weight, tile.row_tile, begin, lane);
+        const SinglePass pass = pass_of(i);
+        return LanePlanes<FORMAT>(*pass.weight, pass.row_tile, begin, 0);
     };
+    u8* const ring = x.rings + slice * K::RING;
+    // The next chunk to copy.
     LanePlanes<FORMAT> at = place(0);
-    // The widest super-blocks leave 512 threads no registers for more.
-    Window<FORMAT, (FORMAT == FORMAT_MXFP4 ? 6 : C::SUPER && FORMAT != FORMAT_Q4_K && GROUPS > 1 ? 2 : 4)>
-        window;
-    window.open(at, share);
+    u32 pass = 0;
+    u32 chunk = 0;
+    u32 to = 0;
+    const auto copy_next = [&] {
+        if (pass < count && chunks > 0) {
+            const u32 left = share - chunk * K::BLOCKS;
+            copy_chunk<FORMAT>(ring + to * K::BYTES, at, left < K::BLOCKS ? left : K::BLOCKS, chunk % K::PER_UNIT == 0, lane);
+            to = to + 1 == K::DEPTH ? 0 : to + 1;
+            at.codes += K::BLOCKS * Strides<FORMAT>::CODES;
+            at.high += K::BLOCKS * Strides<FORMAT>::HIGH;
+            if ((chunk + 1) % K::PER_UNIT == 0) {
+                at.scales += K::UNITS * Strides<FORMAT>::SCALES;
+                at.supers += K::UNITS * Strides<FORMAT>::SUPERS;
+            }
+            if (++chunk == chunks) {
+                chunk = 0;
+                if (++pass < count) at = place(pass);
+            }
+        }
+        commit_copies();
+    };
+#pragma unroll 1
+    for (u32 i = 0; i < K::DEPTH; ++i) copy_next();
     if (!prepare()) return;
+    u32 from = 0;
 #pragma unroll 1
     for (u32 i = 0; i < count; ++i) {
-        const bool more = i + 1 < count;
-        const u32 first = tile_of(i).row * blocks + begin * C::BLOCKS;
-        const ActivationCodes* codes = x.codes + 4 * first + lane % 4;
-        const ActivationSums* sums = x.sums + first;
-        Accumulators<0> acc;
-        acc.clear();
-        add_slice<FORMAT, 0>(
-            window, at, [&] { return place(i + 1); }, more, share,
-            [&](u32 block, BlockColumns<0>& out) {
-                out.codes[0] = codes[4 * block];
-                out.sums[0][0] = sums[block];
-                out.sums[0][1] = out.sums[0][0];
-            },
-            1, acc);
-        // Every lane of a quad holds the same sums.
-        if (lane % 4 == 0) {
-#pragma unroll
-            for (int m = 0; m < 2; ++m)
-#pragma unroll
-                for (int c = 0; c < 4; c += 2) partial[i % 2][warp][lane / 4 + 16 * m + 4 * c] = acc.at[m][0][c];
+        const u32 first = pass_of(i).row * blocks + begin * C::BLOCKS;
+        StreamRow<FORMAT> row;
+        row.codes = (const u8*)(x.codes + 4 * first + lane % 4) + lane / 4 % 2 * 8;
+        row.sums = x.sums + first;
+        row.acc = 0.0f;
+#pragma unroll 1
+        for (u32 c = 0; c < chunks; ++c) {
+            wait_copies<K::DEPTH - 1>();
+            // Every lane's copies have come.
+            __syncwarp();
+            const u32 left = share - c * K::BLOCKS;
+            row.add(ring + from * K::BYTES, c * K::BLOCKS, left < K::BLOCKS ? left : K::BLOCKS, lane);
+            from = from + 1 == K::DEPTH ? 0 : from + 1;
+            // Every lane has read what the next copy overwrites.
+            __syncwarp();
+            copy_next();
         }
+        partial[i % 2][slice][lane / 4 + 8 * (lane % 4)] = row.acc;
         // The other half of `partial` is free: its readers passed the barrier before this one.
         __syncthreads();
-        if (warp == 0) {
-            float totals[GROUPS];
+        if (slice == i / per_warp % SLICES) {
+            float total = 0.0f;
 #pragma unroll
-            for (int group = 0; group < GROUPS; ++group) {
-                float total = 0.0f;
-#pragma unroll
-                for (int s = 0; s < SLICES; ++s) total += partial[i % 2][group * SLICES + s][lane];
-                totals[group] = total * C::POST;
-            }
-            finish(i, lane, totals);
+            for (int s = 0; s < SLICES; ++s) total += partial[i % 2][s][lane];
+            finish(i, lane, total * C::POST);
         }
     }
+    wait_copies<0>();
 }

@@ -241,14 +241,16 @@ __device__ __forceinline__ float from_quad(float value, u32 w) {
     return __shfl_sync(0xffffffffu, value, (threadIdx.x & 28) | w);
 }
 
-// What part `part` of block j of a super-block's row is multiplied with, and what is added per unit of activation.
+// The same for one row: `code`, `least`.
 struct RowScale {
     float code;
     float least;
 };
 
+// Of block j of a super-block and its column half `part` (0 where halves do not differ), for the row whose sub-scales these
+// are.
 template <int FORMAT>
-__device__ __forceinline__ RowScale row_scale(const UnitScales& scales, u32 j, int part) {
+__device__ __forceinline__ RowScale super_scale(const UnitScales& scales, u32 j, int part) {
     const u32* words = scales.words;
     const float super = low_half(words[4]);
     RowScale out = {0.0f, 0.0f};
@@ -274,11 +276,11 @@ __device__ __forceinline__ BlockScales<FORMAT> block_scales(const UnitScales& sc
     if constexpr (Codec<FORMAT>::SUPER) {
 #pragma unroll
         for (int part = 0; part < BlockScales<FORMAT>::PARTS; ++part) {
-            const RowScale own = row_scale<FORMAT>(scales, j, part);
+            const RowScale row = super_scale<FORMAT>(scales, j, part);
 #pragma unroll
             for (int w = 0; w < 4; ++w) {
-                out.code[part][w] = from_quad(own.code, w);
-                if constexpr (Codec<FORMAT>::MINIMUM) out.least[part][w] = from_quad(own.least, w);
+                out.code[part][w] = from_quad(row.code, w);
+                if constexpr (Codec<FORMAT>::MINIMUM) out.least[part][w] = from_quad(row.least, w);
             }
         }
     } else {

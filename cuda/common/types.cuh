@@ -11,6 +11,11 @@ typedef short i16;
 typedef int i32;
 typedef long long i64;
 
+// 16 bytes as four floats.
+struct alignas(16) Floats4 {
+    float at[4];
+};
+
 #ifndef HOST_EMULATION
 // Asserts that a kernel's parameter structure has the size that the host declares for it in its kernel table.
 // The host passes -DARGS_BYTES_<kernel>=<size>.

@@ -8,6 +8,8 @@ use serde_json::json;
 use worker_orcd_core::MemoryReport;
 
 use super::CommandError;
+use crate::config::BackendChoice;
+use crate::device;
 use crate::engine::{EngineConfig, memory_plan};
 use crate::gguf::Gguf;
 use crate::model::{Model, ModelOptions, Recorder};
@@ -26,6 +28,9 @@ pub struct PlanArgs {
     context: Option<usize>,
     #[command(flatten)]
     batch: BatchArgs,
+    /// Whose allocations are foretold
+    #[arg(long, env = "WORKER_ORCD_BACKEND", value_enum, default_value_t = BackendChoice::Cuda)]
+    backend: BackendChoice,
     /// Print one JSON object on stdout
     #[arg(long, env = "WORKER_ORCD_JSON")]
     json: bool,
@@ -66,7 +71,8 @@ pub fn run(args: &PlanArgs, out: &mut dyn Write) -> Result<(), CommandError> {
     let gguf = Gguf::open(path)?;
     let model = Model::new(&gguf, ModelOptions { context: args.context, ..ModelOptions::default() })?;
     let config = args.batch.engine_config(&model);
-    let plan = memory_plan(model.specs(), &model, &config)?;
+    let footprint = device::footprint(args.backend);
+    let plan = memory_plan(model.specs(), &model, &config, footprint.as_ref())?;
     let report = plan.report;
     if args.json {
         let line = json!({

@@ -89,7 +89,9 @@ fn load(config: &WorkerConfig, state: &ServerState) -> Result<Engine, CommandErr
         prefill_chunk: config.prefill_chunk,
         ..EngineConfig::for_model(&open.model, config.kv_cache_mb)
     };
-    let plan = memory_plan(open.model.specs(), &open.model, &settings)?.report;
+    let plan =
+        memory_plan(open.model.specs(), &open.model, &settings, device::footprint(config.backend).as_ref())?
+            .report;
     let mut backend = device::open(config.backend, config.gpu_device)?;
     check_room(backend.as_ref(), &plan, config)?;
     super::progress::upload(&open, backend.as_mut(), config.model.chunk_bytes)?;

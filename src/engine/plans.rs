@@ -1,7 +1,8 @@
 //! The compiled plans: every step shape with every head, chosen by the number of tokens.
 
 use worker_orcd_core::{
-    Backend, BackendError, KvLayout, NO_BLOCK, NO_SLOT, NO_TOKEN, PlanId, SampleRow, StepInputs, StepOutputs,
+    Backend, BackendError, KvLayout, NO_BLOCK, NO_SLOT, NO_TOKEN, PlanId, Program, SampleRow, StepInputs,
+    StepOutputs,
 };
 
 use super::config::EngineConfig;
@@ -14,6 +15,17 @@ pub(super) enum Chooser {
     Host,
     /// Only token ids are read back.
     Device,
+}
+
+/// Records a program for each head and shape: all that read logits back, then all that choose on the device.
+pub(super) fn record(recorder: &dyn Recorder, config: &EngineConfig) -> Result<Vec<Program>, BackendError> {
+    let chooser = StepHead::Sample { max_penalty_tokens: config.max_penalty_tokens };
+    let heads = std::iter::once(StepHead::Logits).chain((!config.host_sampling).then_some(chooser));
+    let shapes = config.step_shapes();
+    heads
+        .flat_map(|head| shapes.iter().map(move |&shape| (head, shape)))
+        .map(|(head, shape)| recorder.record(shape, head))
+        .collect()
 }
 
 /// Plans of one head, by ascending number of tokens, and room for the outputs of the largest.
@@ -38,16 +50,7 @@ impl Plans {
         config: &EngineConfig,
     ) -> Result<Self, BackendError> {
         let shapes = config.step_shapes();
-        let mut heads = vec![StepHead::Logits];
-        if !config.host_sampling {
-            heads.push(StepHead::Sample { max_penalty_tokens: config.max_penalty_tokens });
-        }
-        let mut programs = Vec::with_capacity(heads.len() * shapes.len());
-        for &head in &heads {
-            for &shape in &shapes {
-                programs.push(recorder.record(shape, head)?);
-            }
-        }
+        let programs = record(recorder, config)?;
         let ids = backend.compile(&programs)?;
         if ids.len() != programs.len() {
             let reason = format!("{} plans for {} programs", ids.len(), programs.len());

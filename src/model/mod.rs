@@ -275,6 +275,7 @@ impl Model {
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), ModelError> {
         content::check(gguf, &self.weights)?;
+        backend.reserve_weights(&self.specs)?;
         let mut done = 0;
         for (index, entry) in self.weights.iter().enumerate() {
             let id = entry.with_chunks(gguf, chunk_bytes, |chunks| backend.upload(&entry.spec, chunks))?;

@@ -150,6 +150,14 @@ pub trait Backend: Send {
     /// The device.
     fn caps(&self) -> &Caps;
 
+    /// Told before the first `upload` what will come, so that the room for it is taken at once and exactly.
+    ///
+    /// # Errors
+    /// A weight that the backend refuses, or no room.
+    fn reserve_weights(&mut self, _specs: &[WeightSpec]) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Takes a weight whose bytes arrive in chunks of any size, in order; may repack it.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ pub mod arena;
 pub mod backend;
 pub mod conformance;
 pub mod dtype;
+pub mod footprint;
 pub mod kv;
 pub mod op;
 pub mod program;
@@ -16,6 +17,7 @@ pub mod weight;
 
 pub use backend::{Backend, BackendError, Caps, MemoryReport, PlanId, PlanProfile, ProfileEntry};
 pub use dtype::DType;
+pub use footprint::{Footprint, PlainFootprint};
 pub use kv::{KvElement, KvGroup, KvLayer, KvLayout};
 pub use op::{Op, RopeStyle, SwiGluKind};
 pub use program::{Element, Node, Program, ProgramBuilder, RowSet, Value, ValueId};

@@ -93,7 +93,7 @@ impl CudaBackend {
         let (free, total) = device.memory().map_err(failed)?;
         let caps = Caps {
             device: name,
-            driver: format!("{}, {}", device.driver(), kernels.compiler()),
+            driver: format!("{}, {}", device.driver(), kernels.origin()),
             total_memory_bytes: total,
             free_memory_bytes: free,
             compute_capability: Some(arch.capability()),
@@ -200,6 +200,12 @@ impl Backend for CudaBackend {
         &self.caps
     }
 
+    fn reserve_weights(&mut self, specs: &[WeightSpec]) -> Result<(), BackendError> {
+        self.bind()?;
+        let layouts = specs.iter().map(WeightLayout::of).collect::<Result<Vec<_>, _>>()?;
+        self.arenas.weights.reserve(&self.device, layouts.iter().map(WeightLayout::bytes))
+    }
+
     fn upload(
         &mut self,
         spec: &WeightSpec,
@@ -230,7 +236,7 @@ impl Backend for CudaBackend {
         }
         // An overflowing size is asked for as the largest there is, and refused by the driver like any other.
         let bytes = KvPools::bytes(layout).unwrap_or(usize::MAX);
-        let base = self.arenas.kv_cache.place_alone(&self.device, &self.stream, bytes)?;
+        let base = self.arenas.kv_cache.place(&self.device, &self.stream, bytes)?;
         self.stream.fill(base, 0, bytes).map_err(|error| error.at("kv_cache"))?;
         self.pools = Some(KvPools { layout: layout.clone(), base });
         Ok(())

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::arch::Arch;
 use crate::kernels::{self, Unit};
 use crate::module::Compiler;
-use crate::nvrtc::NvrtcError;
+use crate::nvrtc::{Nvrtc, NvrtcError};
 
 /// What the assembler said of one kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,8 +47,8 @@ fn chosen(variable: &str, name: &str) -> bool {
 
 #[test]
 fn every_kernel_compiles_for_every_checked_architecture() {
-    let compiler = match Compiler::open() {
-        Ok(compiler) => compiler,
+    let nvrtc = match Nvrtc::load() {
+        Ok(nvrtc) => nvrtc,
         Err(error @ NvrtcError::Missing { .. })
             if std::env::var_os("WORKER_ORCD_ALLOW_NO_NVRTC").is_some() =>
         {
@@ -57,7 +57,7 @@ fn every_kernel_compiles_for_every_checked_architecture() {
         }
         Err(error) => panic!("{error}"),
     };
-    println!("{}", compiler.describe());
+    println!("NVRTC {}", nvrtc.version());
     let units: Vec<Unit> =
         kernels::units().into_iter().filter(|unit| chosen("WORKER_ORCD_KERNELS", &unit.name)).collect();
     let chosen_arches =
@@ -66,7 +66,7 @@ fn every_kernel_compiles_for_every_checked_architecture() {
         .flat_map(|arch| units.iter().filter(move |unit| unit.supports(arch)).map(move |unit| (unit, arch)))
         .collect();
     assert!(!jobs.is_empty(), "no unit was chosen");
-    let Report { mut lines, failures } = compile_all(&compiler, &jobs);
+    let Report { mut lines, failures } = compile_all(&jobs);
     lines.sort();
     println!("{}", lines.join("\n"));
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -82,13 +82,13 @@ struct Report {
 }
 
 /// Compiles every job on all cores.
-fn compile_all(compiler: &Compiler, jobs: &[(&Unit, Arch)]) -> Report {
+fn compile_all(jobs: &[(&Unit, Arch)]) -> Report {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicUsize::new(0);
     let work = || {
         let mut report = Report::default();
         while let Some((unit, arch)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match compiler.compile(unit, *arch, &["--ptxas-options=-v"]) {
+            match Compiler::compile(unit, *arch, &["--ptxas-options=-v"]) {
                 Ok((_, log)) => check(unit, *arch, &log, &mut report),
                 Err(error) => report.failures.push(error.to_string()),
             }

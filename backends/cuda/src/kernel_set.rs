@@ -6,15 +6,16 @@ use worker_orcd_core::BackendError;
 
 use crate::arch::Arch;
 use crate::driver::{Function, Module, Stream, unavailable};
-use crate::kernels::{self, Unit};
+use crate::kernels::Unit;
 use crate::launch::{KernelName, Launch};
-use crate::module::Compiler;
+use crate::module::{self, Compiler};
 
 /// Every unit the device can run, and what is loaded of it.
 #[derive(Debug)]
 pub(crate) struct KernelSet {
     arch: Arch,
     compiler: Compiler,
+    origin: String,
     units: Vec<Unit>,
     /// Which unit and which of its kernels a name means.
     names: HashMap<KernelName, (usize, usize)>,
@@ -34,8 +35,9 @@ impl KernelSet {
     /// # Errors
     /// No compiler, or a kernel that does not compile.
     pub(crate) fn open(arch: Arch) -> Result<Self, BackendError> {
-        let compiler = Compiler::open().map_err(|error| compile_error(&error))?;
-        let units: Vec<Unit> = kernels::units().into_iter().filter(|unit| unit.supports(arch)).collect();
+        let origin = Compiler::describe(arch).map_err(|error| compile_error(&error))?;
+        let compiler = Compiler::open();
+        let units = module::units_of(arch);
         compiler.fill_cache(&units, arch).map_err(|error| compile_error(&error))?;
         let mut names = HashMap::new();
         for (index, unit) in units.iter().enumerate() {
@@ -43,12 +45,12 @@ impl KernelSet {
                 names.insert(entry.name.clone(), (index, kernel));
             }
         }
-        Ok(Self { arch, compiler, units, names, functions: HashMap::new(), modules: HashMap::new() })
+        Ok(Self { arch, compiler, origin, units, names, functions: HashMap::new(), modules: HashMap::new() })
     }
 
-    /// The compiler, for logs.
-    pub(crate) fn compiler(&self) -> String {
-        self.compiler.describe()
+    /// Where the kernels come from, for logs.
+    pub(crate) fn origin(&self) -> &str {
+        &self.origin
     }
 
     /// Loads every kernel the launches name, compiling what is missing in parallel.

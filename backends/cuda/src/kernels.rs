@@ -107,6 +107,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/norm.cuh", include_str!("../../../cuda/common/norm.cuh")),
     ("common/quantize.cuh", include_str!("../../../cuda/common/quantize.cuh")),
     ("common/single.cuh", include_str!("../../../cuda/common/single.cuh")),
+    ("common/stream.cuh", include_str!("../../../cuda/common/stream.cuh")),
     ("common/activation.cuh", include_str!("../../../cuda/common/activation.cuh")),
     ("common/rotation.cuh", include_str!("../../../cuda/common/rotation.cuh")),
     ("common/quantize_warp.cuh", include_str!("../../../cuda/common/quantize_warp.cuh")),
@@ -119,6 +120,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/plain.cuh", include_str!("../../../cuda/common/plain.cuh")),
     ("common/routing_choice.cuh", include_str!("../../../cuda/common/routing_choice.cuh")),
     ("common/routing.cuh", include_str!("../../../cuda/common/routing.cuh")),
+    ("common/attention_join.cuh", include_str!("../../../cuda/common/attention_join.cuh")),
     ("common/attention_tile.cuh", include_str!("../../../cuda/common/attention_tile.cuh")),
 ];
 

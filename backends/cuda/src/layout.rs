@@ -19,7 +19,7 @@ const TILE_ROWS: usize = 32;
 /// Rows per tile of plain floats.
 const PLAIN_TILE_ROWS: usize = 8;
 /// Columns per tile of a quantised matrix.
-const TILE_COLUMNS: usize = 32;
+pub(crate) const TILE_COLUMNS: usize = 32;
 /// Bytes per chunk of plain floats.
 const CHUNK_BYTES: usize = 16;
 /// Every plane begins at a multiple of this.
@@ -28,14 +28,14 @@ const PLANE_ALIGNMENT: usize = 256;
 const THREADS: u32 = 256;
 
 /// Bytes per 32 rows of each plane: codes and high bits per 32-column block, scales and supers per scale unit.
-struct PlaneBytes {
-    codes: usize,
-    high: usize,
-    scales: usize,
-    supers: usize,
+pub(crate) struct PlaneBytes {
+    pub(crate) codes: usize,
+    pub(crate) high: usize,
+    pub(crate) scales: usize,
+    pub(crate) supers: usize,
 }
 
-const fn plane_bytes(dtype: DType) -> PlaneBytes {
+pub(crate) const fn plane_bytes(dtype: DType) -> PlaneBytes {
     let (codes, high, scales, supers) = match dtype {
         DType::F32 | DType::F16 | DType::BF16 => (0, 0, 0, 0),
         DType::Q4_0 => (512, 0, 64, 0),

@@ -13,8 +13,10 @@ mod backend;
 #[cfg(test)]
 mod compile_tests;
 mod driver;
+mod embedded;
 #[cfg(test)]
 mod emulation;
+mod footprint;
 mod inputs;
 mod kernel_set;
 mod kernels;
@@ -31,6 +33,7 @@ mod upload;
 
 pub use arch::Arch;
 pub use backend::CudaBackend;
+pub use footprint::CudaFootprint;
 pub use module::{BuildReport, CACHE_VARIABLE, build};
 pub use nvrtc::{NVRTC_VARIABLE, NvrtcError};
 pub use plan::PlanOptions;

@@ -18,9 +18,6 @@ const GUARD_BYTES: usize = if cfg!(debug_assertions) { 256 } else { 0 };
 /// What guards are filled with.
 const GUARD_PATTERN: u32 = 0xA5C3_3C5A;
 
-/// Size of an allocation that several small ranges share.
-const SHARED_BYTES: usize = 64 << 20;
-
 /// What memory is for; the name is `OutOfMemory`'s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
@@ -71,6 +68,11 @@ fn padded(bytes: usize) -> Option<usize> {
     bytes.checked_add(GUARD_BYTES)?.checked_next_multiple_of(ALIGNMENT)
 }
 
+/// Bytes that ranges of these sizes take together; `None` when the sum overflows.
+pub(crate) fn padded_sum(mut ranges: impl Iterator<Item = usize>) -> Option<usize> {
+    ranges.try_fold(0_usize, |sum, bytes| sum.checked_add(padded(bytes)?))
+}
+
 /// Ranges of one purpose.
 #[derive(Debug)]
 pub(crate) struct Arena {
@@ -86,7 +88,20 @@ impl Arena {
         Self { purpose, memory: vec![], segments: vec![], guards: vec![] }
     }
 
-    /// A range of `bytes` in an allocation shared with other small ranges; large ones get their own.
+    /// Allocates room for ranges of these sizes at once, so that placing them takes nothing more.
+    ///
+    /// # Errors
+    /// No room.
+    pub(crate) fn reserve(
+        &mut self,
+        device: &Device,
+        ranges: impl Iterator<Item = usize>,
+    ) -> Result<(), BackendError> {
+        let bytes = padded_sum(ranges).ok_or_else(|| self.out_of_memory(device, usize::MAX))?;
+        if bytes > 0 { self.grow(device, bytes) } else { Ok(()) }
+    }
+
+    /// A range of `bytes`, in what was reserved or in an allocation of its own.
     ///
     /// # Errors
     /// No room.
@@ -96,20 +111,21 @@ impl Arena {
         stream: &Stream,
         bytes: usize,
     ) -> Result<DevicePtr, BackendError> {
-        self.range(device, stream, bytes, SHARED_BYTES)
-    }
-
-    /// A range of `bytes` in an allocation of its own.
-    ///
-    /// # Errors
-    /// No room.
-    pub(crate) fn place_alone(
-        &mut self,
-        device: &Device,
-        stream: &Stream,
-        bytes: usize,
-    ) -> Result<DevicePtr, BackendError> {
-        self.range(device, stream, bytes, 0)
+        let whole = padded(bytes).ok_or_else(|| self.out_of_memory(device, bytes))?;
+        let place = match self.take(whole) {
+            Some(place) => place,
+            None => {
+                self.grow(device, whole)?;
+                self.take(whole).ok_or_else(|| self.out_of_memory(device, whole))?
+            }
+        };
+        if GUARD_BYTES > 0 {
+            // The last aligned guard of the range, so that the pattern starts on a word.
+            let guard = place.offset(whole - GUARD_BYTES);
+            stream.fill(guard, GUARD_PATTERN, GUARD_BYTES).map_err(|error| error.at(self.purpose.name()))?;
+            self.guards.push(guard);
+        }
+        Ok(place)
     }
 
     /// Bytes allocated.
@@ -126,45 +142,21 @@ impl Arena {
         })
     }
 
-    fn range(
-        &mut self,
-        device: &Device,
-        stream: &Stream,
-        bytes: usize,
-        shared: usize,
-    ) -> Result<DevicePtr, BackendError> {
-        let too_large = || self.out_of_memory(device, bytes);
-        let whole = padded(bytes).ok_or_else(too_large)?;
-        let found =
-            if shared > 0 { self.segments.iter_mut().find_map(|segment| segment.take(whole)) } else { None };
-        let place = match found {
-            Some(place) => place,
-            None => self.grow(device, whole, whole.max(shared))?,
-        };
-        if GUARD_BYTES > 0 {
-            // The last aligned guard of the range, so that the pattern starts on a word.
-            let guard = place.offset(whole - GUARD_BYTES);
-            stream.fill(guard, GUARD_PATTERN, GUARD_BYTES).map_err(|error| error.at(self.purpose.name()))?;
-            self.guards.push(guard);
-        }
-        Ok(place)
+    fn take(&mut self, whole: usize) -> Option<DevicePtr> {
+        self.segments.iter_mut().find_map(|segment| segment.take(whole))
     }
 
-    /// Allocates at least `whole` bytes, `wanted` if there is room, and takes `whole` of them.
-    fn grow(&mut self, device: &Device, whole: usize, wanted: usize) -> Result<DevicePtr, BackendError> {
-        let memory = DeviceMemory::allocate(wanted).or_else(|_| DeviceMemory::allocate(whole));
-        let memory = memory.map_err(|error| {
+    fn grow(&mut self, device: &Device, bytes: usize) -> Result<(), BackendError> {
+        let memory = DeviceMemory::allocate(bytes.max(ALIGNMENT)).map_err(|error| {
             if error.is_out_of_memory() {
-                self.out_of_memory(device, whole)
+                self.out_of_memory(device, bytes)
             } else {
                 error.at(self.purpose.name())
             }
         })?;
-        let mut segment = Segment { base: memory.address(), bytes: memory.bytes(), used: 0 };
-        let place = segment.take(whole).ok_or_else(|| self.out_of_memory(device, whole))?;
+        self.segments.push(Segment { base: memory.address(), bytes: memory.bytes(), used: 0 });
         self.memory.push(memory);
-        self.segments.push(segment);
-        Ok(place)
+        Ok(())
     }
 
     fn out_of_memory(&self, device: &Device, requested: usize) -> BackendError {
@@ -266,6 +258,8 @@ mod tests {
             assert!(whole - GUARD_BYTES >= bytes);
         }
         assert_eq!(padded(usize::MAX), None);
+        assert_eq!(padded_sum([1, 257].into_iter()), Some(padded(1).unwrap() + padded(257).unwrap()));
+        assert_eq!(padded_sum([1, usize::MAX].into_iter()), None);
     }
 
     const RESIDENT: Residency = Residency { is_device: true, is_managed: false, ordinal: 2 };

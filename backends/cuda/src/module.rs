@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use sha2::{Digest, Sha256};
 
 use crate::arch::Arch;
+use crate::embedded;
 use crate::kernels::{self, HEADERS, Unit};
 use crate::nvrtc::{Nvrtc, NvrtcError};
 
@@ -33,11 +34,13 @@ pub struct BuildReport {
 /// # Errors
 /// No compiler, or a kernel that does not compile.
 pub fn build(arches: &[Arch]) -> Result<BuildReport, NvrtcError> {
-    let compiler = Compiler::open()?;
+    let compiler = Compiler::open();
     let mut report = BuildReport { folder: compiler.folder.clone(), ..BuildReport::default() };
     for &arch in arches {
-        let units: Vec<Unit> = kernels::units().into_iter().filter(|unit| unit.supports(arch)).collect();
-        report.cached += units.iter().filter(|unit| compiler.is_cached(unit, arch)).count();
+        let units = units_of(arch);
+        for unit in &units {
+            report.cached += usize::from(compiler.is_ready(unit, arch)?);
+        }
         compiler.cubins(&units, arch)?;
         report.compiled += units.len();
     }
@@ -45,22 +48,39 @@ pub fn build(arches: &[Arch]) -> Result<BuildReport, NvrtcError> {
     Ok(report)
 }
 
-/// NVRTC and the cache.
+/// Every unit that exists on an architecture.
+pub(crate) fn units_of(arch: Arch) -> Vec<Unit> {
+    kernels::units().into_iter().filter(|unit| unit.supports(arch)).collect()
+}
+
+/// What an embedded unit is called: its name, its architecture, and a hash of all that decides its code but the
+/// compiler.
+pub(crate) fn embedded_name(unit: &Unit, arch: Arch) -> String {
+    format!("{}-{arch}-{}", unit.name, cache_key(unit, arch, "embedded"))
+}
+
+/// What kernels come from: the binary itself, the disk cache, or NVRTC.
 #[derive(Debug)]
 pub(crate) struct Compiler {
-    nvrtc: &'static Nvrtc,
     folder: Option<PathBuf>,
 }
 
 impl Compiler {
-    /// Loads NVRTC and finds the cache's folder. Without a folder to write to, every start compiles.
-    pub(crate) fn open() -> Result<Self, NvrtcError> {
-        Ok(Self { nvrtc: Nvrtc::load()?, folder: cache_folder() })
+    /// Finds the cache's folder. Without a folder to write to, every start compiles. NVRTC is loaded when it is needed.
+    pub(crate) fn open() -> Self {
+        Self { folder: cache_folder() }
     }
 
-    /// The compiler, for logs.
-    pub(crate) fn describe(&self) -> String {
-        format!("NVRTC {} ({})", self.nvrtc.version(), self.nvrtc.path())
+    /// Where kernels of an architecture come from, for logs.
+    ///
+    /// # Errors
+    /// They are not in the binary, and there is no NVRTC.
+    pub(crate) fn describe(arch: Arch) -> Result<String, NvrtcError> {
+        if embedded::covers(&arch.to_string()) {
+            return Ok("kernels in the binary".to_owned());
+        }
+        let nvrtc = Nvrtc::load()?;
+        Ok(format!("NVRTC {} ({})", nvrtc.version(), nvrtc.path()))
     }
 
     /// Machine code of every unit, in order. Units not in the cache are compiled on as many threads as there are cores.
@@ -88,21 +108,32 @@ impl Compiler {
         if self.folder.is_none() {
             return Ok(());
         }
-        let missing: Vec<Unit> = units.iter().filter(|unit| !self.is_cached(unit, arch)).cloned().collect();
+        let mut missing = vec![];
+        for unit in units {
+            if !self.is_ready(unit, arch)? {
+                missing.push(unit.clone());
+            }
+        }
         self.cubins(&missing, arch).map(drop)
     }
 
-    /// Whether a unit's machine code is in the cache.
-    fn is_cached(&self, unit: &Unit, arch: Arch) -> bool {
-        self.cache_file(unit, arch).is_some_and(|file| file.exists())
+    /// Whether a unit's machine code is in the binary or in the cache.
+    fn is_ready(&self, unit: &Unit, arch: Arch) -> Result<bool, NvrtcError> {
+        if embedded::find(&embedded_name(unit, arch)).is_some() {
+            return Ok(true);
+        }
+        Ok(self.cache_file(unit, arch)?.is_some_and(|file| file.exists()))
     }
 
     fn cubin(&self, unit: &Unit, arch: Arch) -> Result<Vec<u8>, NvrtcError> {
-        let file = self.cache_file(unit, arch);
+        if let Some(code) = embedded::find(&embedded_name(unit, arch)) {
+            return Ok(code.to_vec());
+        }
+        let file = self.cache_file(unit, arch)?;
         if let Some(cubin) = file.as_deref().and_then(read_cached) {
             return Ok(cubin);
         }
-        let (cubin, _) = self.compile(unit, arch, &[])?;
+        let (cubin, _) = Self::compile(unit, arch, &[])?;
         if let Some(file) = file {
             // A cache that cannot be written costs time at the next start, nothing else.
             let _ = write_cached(&file, &cubin);
@@ -111,20 +142,16 @@ impl Compiler {
     }
 
     /// Compiles without the cache: machine code and log. `more` options are appended.
-    pub(crate) fn compile(
-        &self,
-        unit: &Unit,
-        arch: Arch,
-        more: &[&str],
-    ) -> Result<(Vec<u8>, String), NvrtcError> {
+    pub(crate) fn compile(unit: &Unit, arch: Arch, more: &[&str]) -> Result<(Vec<u8>, String), NvrtcError> {
         let mut options = options(unit, arch);
         options.extend(more.iter().map(ToString::to_string));
-        self.nvrtc.compile((&unit.name, unit.file), &arch.to_string(), unit.source, HEADERS, &options)
+        Nvrtc::load()?.compile((&unit.name, unit.file), &arch.to_string(), unit.source, HEADERS, &options)
     }
 
-    fn cache_file(&self, unit: &Unit, arch: Arch) -> Option<PathBuf> {
-        let key = cache_key(unit, arch, &self.nvrtc.version());
-        Some(self.folder.as_ref()?.join(format!("{}-{arch}-{key}.cubin", unit.name)))
+    fn cache_file(&self, unit: &Unit, arch: Arch) -> Result<Option<PathBuf>, NvrtcError> {
+        let Some(folder) = &self.folder else { return Ok(None) };
+        let key = cache_key(unit, arch, &Nvrtc::load()?.version());
+        Ok(Some(folder.join(format!("{}-{arch}-{key}.cubin", unit.name))))
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct PlanMemory {
 
 /// What the plans of one `compile` need at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Needs {
+pub(crate) struct Needs {
     activations: usize,
     inputs: usize,
     scratch: usize,
@@ -58,6 +58,30 @@ impl Needs {
             scratch: lowered.scratch_bytes,
             outputs: program.outputs().iter().map(|&id| program.value(id).bytes(shape)).sum(),
         })
+    }
+
+    /// What `programs`, compiled together, need.
+    ///
+    /// # Errors
+    /// A program that cannot be lowered.
+    pub(crate) fn of_all(
+        programs: &[Program],
+        kv: Option<&KvLayout>,
+        target: Target<'_>,
+    ) -> Result<Self, BackendError> {
+        programs.iter().try_fold(Self::default(), |needs, program| {
+            Ok(needs.max(Self::of(program, target, &InputLayout::of(program, kv))?))
+        })
+    }
+
+    /// Bytes of the activations.
+    pub(crate) const fn activations(&self) -> usize {
+        self.activations
+    }
+
+    /// The ranges of the workspace: inputs, scratch, counters.
+    pub(crate) const fn workspace(&self) -> [usize; 3] {
+        [self.inputs, self.scratch, COUNTER_BYTES]
     }
 
     fn max(self, other: Self) -> Self {
@@ -91,16 +115,13 @@ impl PlanMemory {
         (device, stream): (&Device, &Stream),
         arenas: &mut PlanArenas<'_>,
     ) -> Result<(Self, usize, usize), BackendError> {
-        let mut needs = Needs::default();
-        for program in programs {
-            needs = needs.max(Needs::of(program, target, &InputLayout::of(program, kv))?);
-        }
-        let bases = PlanBases {
-            activations: arenas.activations.place_alone(device, stream, needs.activations)?,
-            inputs: arenas.workspace.place(device, stream, needs.inputs)?,
-            scratch: arenas.workspace.place(device, stream, needs.scratch)?,
-            counters: arenas.workspace.place(device, stream, COUNTER_BYTES)?,
-        };
+        let needs = Needs::of_all(programs, kv, target)?;
+        let activations = arenas.activations.place(device, stream, needs.activations)?;
+        arenas.workspace.reserve(device, needs.workspace().into_iter())?;
+        let [inputs, scratch, counters] = needs.workspace();
+        let mut place = |bytes| arenas.workspace.place(device, stream, bytes);
+        let (inputs, scratch, counters) = (place(inputs)?, place(scratch)?, place(counters)?);
+        let bases = PlanBases { activations, inputs, scratch, counters };
         stream.fill(bases.counters, 0, COUNTER_BYTES).map_err(|error| error.at("workspace"))?;
         // A plan that is run before its first inputs have come finds no tokens.
         stream.fill(bases.inputs, 0, needs.inputs).map_err(|error| error.at("workspace"))?;

@@ -129,7 +129,7 @@ impl Staging {
     pub(crate) fn allocate(device: &Device, stream: &Stream) -> Result<Self, BackendError> {
         let pinned = || PinnedMemory::allocate(STAGING_BYTES).map_err(|error| error.at("staging"));
         let mut arena = Arena::new(Purpose::Workspace);
-        let address = arena.place_alone(device, stream, STAGING_BYTES)?;
+        let address = arena.place(device, stream, STAGING_BYTES)?;
         Ok(Self { host: [pinned()?, pinned()?], device: arena, address, turn: 0 })
     }
 

@@ -17,10 +17,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use worker_orcd_core::conformance::{Case, CaseStep, cases, run_case_within};
 use worker_orcd_core::{
-    Backend, BackendError, DType, KvElement, KvGroup, KvLayout, Op, OutputValue, PlanId, StepOutputs,
-    WeightSpec,
+    Backend, BackendError, DType, Footprint, KvElement, KvGroup, KvLayout, Op, OutputValue, PlanId,
+    StepOutputs, WeightSpec,
 };
-use worker_orcd_cuda::{CudaBackend, PlanOptions, least_nmse};
+use worker_orcd_cuda::{CudaBackend, CudaFootprint, PlanOptions, least_nmse};
 
 /// One test at a time: a step's time and the free memory are the device's, not a test's.
 static DEVICE: Mutex<()> = Mutex::new(());
@@ -241,6 +241,22 @@ fn the_report_is_what_the_device_lost_and_nothing_stays_behind() {
     let after = free();
     assert!(before.abs_diff(after) <= 4 << 20, "{before} bytes free before 250 more runs, {after} after");
     assert!(reports.iter().all(|report| *report == reports[0] && *report > 0));
+}
+
+#[test]
+fn what_is_allocated_is_what_was_foretold_to_the_byte() {
+    let Some(_session) = session() else { return };
+    for case in blocks().iter().filter(|case| case.kv.is_some()) {
+        let mut backend = open(PlanOptions::default());
+        let specs: Vec<WeightSpec> = case.weights.iter().map(|weight| weight.spec.clone()).collect();
+        backend.reserve_weights(&specs).unwrap();
+        prepare(&mut backend, case);
+        let programs: Vec<_> = case.steps.iter().map(|step| step.program.clone()).collect();
+        let kv = case.kv.as_ref().unwrap();
+        let foretold = CudaFootprint::default().memory(&specs, kv, &programs).unwrap();
+        let found = backend.memory();
+        assert_eq!(foretold, found, "{}", case.name);
+    }
 }
 
 #[test]

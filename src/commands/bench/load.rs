@@ -35,7 +35,8 @@ pub(super) fn run(args: &LoadBenchArgs) -> Result<Json, CommandError> {
     open.model.upload(&open.gguf, backend.as_mut(), args.model.chunk_bytes, &mut |_| {})?;
     phase("upload_ms");
     let config = EngineConfig::for_model(&open.model, None);
-    let planned = memory_plan(open.model.specs(), &open.model, &config)?.report;
+    let footprint = device::footprint(args.device.backend);
+    let planned = memory_plan(open.model.specs(), &open.model, &config, footprint.as_ref())?.report;
     let name = backend.caps().device.clone();
     let engine = Engine::start(backend, &open.model, config)?;
     phase("start_engine_ms");

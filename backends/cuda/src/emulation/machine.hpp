@@ -379,6 +379,8 @@ inline T load_stream(const T* address) { return *address; }
 inline float load_fresh(const float* address) { return *address; }
 template <class T>
 inline T load_ahead(const T* address) { return *address; }
+inline void prefetch_to_l2(const void*) {}
+
 inline void copy_async(void* shared, const void* source, bool valid) {
     if (valid) memcpy(shared, source, 16);
     else memset(shared, 0, 16);

@@ -13,45 +13,45 @@ use crate::launch::{DevicePtr, Launch};
 /// Positions per tile (`ATTENTION_TILE`).
 const TILE: u32 = 64;
 /// Warps per CTA (`ATTENTION_WARPS`).
-const WARPS: u32 = 4;
+pub(super) const WARPS: u32 = 4;
 /// Threads per CTA of every kernel here.
-const THREADS: u32 = 32 * WARPS;
+pub(super) const THREADS: u32 = 32 * WARPS;
 /// Query rows of one warp.
-const WARP_ROWS: u32 = 16;
+pub(super) const WARP_ROWS: u32 = 16;
 /// Head sizes kernels are compiled for; a head uses the next one up.
-const PADDED_HEAD_DIMS: [u32; 4] = [32, 64, 96, 128];
+pub(super) const PADDED_HEAD_DIMS: [u32; 4] = [32, 64, 96, 128];
 /// Most tokens of a step that is split over tiles.
 const MAX_SPLIT_TOKENS: u32 = 64;
 /// Most scratch the partial results of one node may take.
-const MAX_PARTIAL_BYTES: usize = 256 << 20;
+pub(super) const MAX_PARTIAL_BYTES: usize = 256 << 20;
 
 /// `struct AttentionArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-struct AttentionArgs {
-    q: DevicePtr,
-    keys: DevicePtr,
-    values: DevicePtr,
-    positions: DevicePtr,
-    sequences: DevicePtr,
-    block_table: DevicePtr,
-    tokens: DevicePtr,
-    sinks: DevicePtr,
-    y: DevicePtr,
-    partial: DevicePtr,
-    partial_softmax: DevicePtr,
-    arrivals: DevicePtr,
-    activations: ActivationArgs,
-    heads: u32,
-    num_kv_heads: u32,
-    head_dim: u32,
-    block_size: u32,
-    num_blocks: u32,
-    table_width: u32,
-    window: u32,
-    tiles: u32,
-    scale: f32,
-    reserved: u32,
+pub(super) struct AttentionArgs {
+    pub(super) q: DevicePtr,
+    pub(super) keys: DevicePtr,
+    pub(super) values: DevicePtr,
+    pub(super) positions: DevicePtr,
+    pub(super) sequences: DevicePtr,
+    pub(super) block_table: DevicePtr,
+    pub(super) tokens: DevicePtr,
+    pub(super) sinks: DevicePtr,
+    pub(super) y: DevicePtr,
+    pub(super) partial: DevicePtr,
+    pub(super) partial_softmax: DevicePtr,
+    pub(super) arrivals: DevicePtr,
+    pub(super) activations: ActivationArgs,
+    pub(super) heads: u32,
+    pub(super) num_kv_heads: u32,
+    pub(super) head_dim: u32,
+    pub(super) block_size: u32,
+    pub(super) num_blocks: u32,
+    pub(super) table_width: u32,
+    pub(super) window: u32,
+    pub(super) tiles: u32,
+    pub(super) scale: f32,
+    pub(super) reserved: u32,
 }
 
 /// Emits the launches of a node.
@@ -92,7 +92,7 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Back
     Ok(())
 }
 
-fn arguments(lowering: &Lowering<'_>, node: &Node) -> Result<AttentionArgs, BackendError> {
+pub(super) fn arguments(lowering: &Lowering<'_>, node: &Node) -> Result<AttentionArgs, BackendError> {
     let Op::Attention { q, layer, heads, num_kv_heads, head_dim, scale, window, sinks } = node.op else {
         return Err(program_error(node, "is no attention".to_owned()));
     };

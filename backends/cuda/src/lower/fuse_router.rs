@@ -92,6 +92,7 @@ fn norm_and_choose(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, B
         top_k: top_k as u32,
         eps,
     };
+    lowering.writes(ids);
     let label = format!("{}+{}+{}", norm.label, product.label, router.label);
     lowering.launch(Launch::grid(&label, "router_norm_f32", [experts, tokens, 1], [THREADS, 1, 1], 0, &args));
     Ok(3)

@@ -8,6 +8,7 @@
 mod attention;
 mod elementwise;
 mod embed;
+mod fuse_attention;
 mod fuse_experts;
 mod fuse_norm;
 mod fuse_position;
@@ -113,6 +114,7 @@ pub(crate) const RULES: &[Rule] = &[
     fuse_experts::GATED,
     group::GATED,
     fuse_norm::QUANTIZE,
+    fuse_attention::STEP,
     fuse_position::ROTATE_AND_STORE,
     linear::SHARE_INPUT,
     linear::ADD_RESIDUAL,
@@ -125,6 +127,7 @@ pub(crate) fn units() -> Vec<Unit> {
         layout::units(),
         embed::units(),
         norm::units(),
+        fuse_attention::units(),
         fuse_experts::units(),
         fuse_norm::units(),
         fuse_position::units(),
@@ -197,6 +200,8 @@ pub(crate) struct Lowering<'a> {
     codes: HashMap<ValueId, ActivationArgs>,
     /// Where the pairs of (token, chosen expert) were sorted to, by the value that holds the choices.
     orders: HashMap<ValueId, [DevicePtr; 2]>,
+    /// Which launch writes the experts of a step.
+    written: HashMap<ValueId, usize>,
 }
 
 /// A part of the scratch in use until node `last` has been lowered.
@@ -222,6 +227,7 @@ impl<'a> Lowering<'a> {
             scratch_bytes: 0,
             codes: HashMap::new(),
             orders: HashMap::new(),
+            written: HashMap::new(),
         }
     }
 
@@ -425,6 +431,17 @@ impl<'a> Lowering<'a> {
         self.program.nodes().iter().rposition(|node| node.op.reads().contains(&x)).unwrap_or(self.index)
     }
 
+    /// Notes that the next launch writes `value`.
+    pub(crate) fn writes(&mut self, value: ValueId) {
+        self.written.insert(value, self.launches.len());
+    }
+
+    /// Whether the next launch may read `value` before it waits for the launch before it. That one runs only once all
+    /// earlier ones have ended, so a value is settled when it was noted as written before that one.
+    pub(crate) fn is_settled(&self, value: ValueId) -> bool {
+        self.written.get(&value).is_some_and(|launch| launch + 1 < self.launches.len())
+    }
+
     /// Who reads `x` in which form.
     pub(crate) fn readers(&self, x: ValueId) -> Readers {
         self.readers_but(x, usize::MAX)
@@ -442,7 +459,6 @@ impl<'a> Lowering<'a> {
                 _ => None,
             };
             match weight {
-                Some(weight) if single::reads_floats(self, x, weight) => readers.floats = true,
                 Some(weight) if !layout::is_plain(weight.spec.dtype) => readers.codes = true,
                 _ => readers.floats = true,
             }

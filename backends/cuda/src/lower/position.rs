@@ -40,13 +40,13 @@ struct RopeArgs {
 #[repr(C)]
 pub(super) struct KvWriteArgs {
     pub(super) k: DevicePtr,
-    v: DevicePtr,
+    pub(super) v: DevicePtr,
     keys: DevicePtr,
     values: DevicePtr,
-    slots: DevicePtr,
+    pub(super) slots: DevicePtr,
     rows: DevicePtr,
     pub(super) width: u32,
-    num_slots: u32,
+    pub(super) num_slots: u32,
 }
 
 /// Emits the launch of a node.

@@ -7,14 +7,20 @@
 use bytemuck::{Pod, Zeroable};
 use worker_orcd_core::{BackendError, DType, Node, Op, RowSet, SwiGluKind, ValueId, WeightId};
 
-use super::linear::{format_unit_of, kernel_name};
+use super::linear::{ActivationArgs, format_unit_of, kernel_name};
 use super::{DeviceWeight, Lowering, Rule, output};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
-use crate::layout::{WeightArgs, is_plain};
+use crate::layout::{TILE_COLUMNS, WeightArgs, is_plain, plane_bytes};
 
-/// Threads of one group of warps (`GROUP_THREADS`).
-const GROUP_THREADS: u32 = 256;
+/// Threads per CTA (`SINGLE_THREADS`), eight warps of one slice each.
+const SINGLE_THREADS: u32 = 256;
+/// Slices, each with a ring of weights (`SLICES`).
+const SLICES: usize = 8;
+/// Most bytes of one ring (`Chunk::DEPTH`).
+const RING_LIMIT: usize = 7700;
+/// CTAs that share a multiprocessor, beside which those of the next kernel still fit.
+const RESIDENT: u32 = 2;
 /// Products of one launch (`MAX_PRODUCTS`).
 const MAX_PRODUCTS: usize = 3;
 /// Bytes of activation records per 32 elements.
@@ -22,7 +28,7 @@ const RECORD_BYTES: u32 = 80;
 /// Most experts of a token (`MOST_CHOSEN`).
 const MOST_CHOSEN: usize = 32;
 /// Most dynamic shared memory these kernels ask for; every device has it beside their static part.
-pub(super) const MAX_SHARED_BYTES: u32 = 88 << 10;
+pub(super) const MAX_SHARED_BYTES: u32 = 94 << 10;
 
 /// `struct SingleProduct`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -35,13 +41,21 @@ struct ProductArgs {
     end_tile: u32,
 }
 
+/// `struct SingleInput`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct InputArgs {
+    records: ActivationArgs,
+    x: DevicePtr,
+    norm: DevicePtr,
+}
+
 /// `struct LinearSingleArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 struct LinearSingleArgs {
     products: [ProductArgs; MAX_PRODUCTS],
-    x: DevicePtr,
-    norm: DevicePtr,
+    x: InputArgs,
     residual: DevicePtr,
     normed: DevicePtr,
     columns: DevicePtr,
@@ -55,11 +69,11 @@ struct LinearSingleArgs {
 struct LinearGatedArgs {
     gate: WeightArgs,
     up: WeightArgs,
-    x: DevicePtr,
-    norm: DevicePtr,
+    x: InputArgs,
     gate_bias: DevicePtr,
     up_bias: DevicePtr,
     y: DevicePtr,
+    records: ActivationArgs,
     columns: DevicePtr,
     outputs: u32,
     kind: u32,
@@ -75,7 +89,7 @@ struct LinearGatedArgs {
 struct MoeLinearGatedArgs {
     gate: WeightArgs,
     up: WeightArgs,
-    x: DevicePtr,
+    x: InputArgs,
     experts: DevicePtr,
     logits: DevicePtr,
     weights: DevicePtr,
@@ -83,6 +97,7 @@ struct MoeLinearGatedArgs {
     gate_bias: DevicePtr,
     up_bias: DevicePtr,
     y: DevicePtr,
+    records: ActivationArgs,
     outputs: u32,
     top_k: u32,
     expert_count: u32,
@@ -111,7 +126,7 @@ pub(super) struct LinearPlainNormedArgs {
 #[repr(C)]
 struct MoeLinearCombinedArgs {
     weight: WeightArgs,
-    x: DevicePtr,
+    x: InputArgs,
     experts: DevicePtr,
     weights: DevicePtr,
     tokens: DevicePtr,
@@ -121,7 +136,7 @@ struct MoeLinearCombinedArgs {
     outputs: u32,
     top_k: u32,
     expert_count: u32,
-    reserved: u32,
+    early: u32,
 }
 
 /// `[norm,] gate, up, swiglu` in one launch.
@@ -173,16 +188,25 @@ fn is_single(lowering: &Lowering<'_>, rows: RowSet) -> bool {
     lowering.program().shape().tokens == 1 && lowering.max_rows(rows) == 1
 }
 
-/// Whether a product of `x` with `weight` reads floats here, while elsewhere it reads activation records.
-pub(super) fn reads_floats(lowering: &Lowering<'_>, x: ValueId, weight: &DeviceWeight) -> bool {
-    let rows = (lowering.width(x) as usize / weight.spec.cols.max(1)) as u32;
-    is_single(lowering, lowering.rows(x)) && takes(lowering, weight, rows)
-}
-
 /// Whether a weight is quantised and `rows` rows of its activations fit shared memory.
 fn takes(lowering: &Lowering<'_>, weight: &DeviceWeight, rows: u32) -> bool {
     let limit = MAX_SHARED_BYTES.min(lowering.traits().max_shared_bytes);
-    !is_plain(weight.spec.dtype) && rows.saturating_mul(weight.layout.blocks()) <= limit / RECORD_BYTES
+    !is_plain(weight.spec.dtype)
+        && shared_bytes(weight.spec.dtype, rows.saturating_mul(weight.layout.blocks())) <= limit
+}
+
+/// Dynamic shared memory for `records` activation records and the rings of weights.
+fn shared_bytes(dtype: DType, records: u32) -> u32 {
+    records.saturating_mul(RECORD_BYTES).saturating_add(ring_bytes(dtype))
+}
+
+/// Bytes of all rings of a CTA: `Chunk::RING` of each slice.
+fn ring_bytes(dtype: DType) -> u32 {
+    let per = plane_bytes(dtype);
+    let blocks = if dtype == DType::Q8_0 { 2 } else { 4 };
+    let units = if dtype.block_elements() > TILE_COLUMNS { 1 } else { blocks };
+    let chunk = blocks * (per.codes + per.high) + units * (per.scales + per.supers);
+    (SLICES * (RING_LIMIT / chunk) * chunk) as u32
 }
 
 /// The norm at `index`, if it is one of one row; products then start at the next node.
@@ -198,12 +222,36 @@ fn source(lowering: &Lowering<'_>, index: usize) -> Result<Option<(Source, usize
     }
 }
 
-/// Weight and eps of the norm as arguments.
-fn norm_args(lowering: &Lowering<'_>, node: &Node, source: Source) -> Result<(DevicePtr, f32), BackendError> {
+/// The source and the eps of its norm as arguments: records where a launch before has made them.
+fn input_args(
+    lowering: &Lowering<'_>,
+    node: &Node,
+    source: Source,
+) -> Result<(InputArgs, f32), BackendError> {
+    let x = lowering.value(source.x);
     match source.norm {
-        Some((weight, eps, _)) => Ok((lowering.vector(node, Some(weight))?, eps)),
-        None => Ok((DevicePtr::NULL, 0.0)),
+        Some((weight, eps, _)) => {
+            let norm = lowering.vector(node, Some(weight))?;
+            Ok((InputArgs { records: ActivationArgs::NONE, x, norm }, eps))
+        }
+        None => Ok((floats_or_records(lowering, source.x), 0.0)),
     }
+}
+
+/// A value that is multiplied as it is.
+fn floats_or_records(lowering: &Lowering<'_>, x: ValueId) -> InputArgs {
+    let records = lowering.codes(x).unwrap_or(ActivationArgs::NONE);
+    InputArgs { records, x: lowering.value(x), norm: DevicePtr::NULL }
+}
+
+/// Where the result `y` of whole row tiles goes: floats and records, each as somebody reads it.
+fn result_args(lowering: &mut Lowering<'_>, y: ValueId, outputs: usize) -> (DevicePtr, ActivationArgs) {
+    let readers = lowering.readers(y);
+    if !readers.codes || !outputs.is_multiple_of(32) {
+        return (lowering.value(y), ActivationArgs::NONE);
+    }
+    let records = lowering.make_codes(y);
+    (if readers.floats { lowering.value(y) } else { DevicePtr::NULL }, records)
 }
 
 /// Whether every reader of `value` is among the `taken` nodes from `begin` on, and the step does not hand it out.
@@ -215,9 +263,9 @@ fn is_internal(lowering: &Lowering<'_>, value: ValueId, begin: usize, taken: usi
     !program.outputs().contains(&value) && !program.nodes().iter().enumerate().any(outside)
 }
 
-/// CTAs of a launch over `tiles` tiles when `resident` fit a multiprocessor: all tiles, or as many as stay resident.
-fn ctas(lowering: &Lowering<'_>, tiles: u32, resident: u32) -> u32 {
-    tiles.min(lowering.traits().multiprocessors * resident).max(1)
+/// CTAs of a launch over `tiles` tiles: one each, or as many as stay resident.
+fn ctas(lowering: &Lowering<'_>, tiles: u32) -> u32 {
+    tiles.min(lowering.traits().multiprocessors * RESIDENT).max(1)
 }
 
 fn labels(nodes: &[Node]) -> String {
@@ -285,7 +333,7 @@ fn emit(
 ) -> Result<(), BackendError> {
     let Some(first) = products.first() else { return Ok(()) };
     let mut args = LinearSingleArgs::zeroed();
-    (args.norm, args.eps) = norm_args(lowering, first.node, source)?;
+    (args.x, args.eps) = input_args(lowering, first.node, source)?;
     for (slot, index) in args.products.iter_mut().zip(0..MAX_PRODUCTS) {
         // Unused slots end where the last product does.
         let Some(product) = products.get(index) else {
@@ -301,14 +349,13 @@ fn emit(
             end_tile: args.tiles,
         };
     }
-    args.x = lowering.value(source.x);
     args.residual = residual.map_or(DevicePtr::NULL, |(other, _)| lowering.value(other));
     args.normed = if wants_normed { lowering.value(source.read()) } else { DevicePtr::NULL };
     args.columns = lowering.row_count(lowering.rows(first.x));
-    let grid = [ctas(lowering, args.tiles, 2), 1, 1];
-    let shared = first.weight.layout.blocks() * RECORD_BYTES;
+    let grid = [ctas(lowering, args.tiles), 1, 1];
+    let shared = shared_bytes(first.weight.spec.dtype, first.weight.layout.blocks());
     let kernel = kernel_name("linear", "single", first.weight.spec.dtype);
-    lowering.launch(Launch::grid(label, kernel, grid, [GROUP_THREADS, 1, 1], shared, &args));
+    lowering.launch(Launch::grid(label, kernel, grid, [SINGLE_THREADS, 1, 1], shared, &args));
     Ok(())
 }
 
@@ -349,16 +396,17 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
     if !same || !reads || (source.norm.is_some() && !is_internal(lowering, source.read(), index, taken)) {
         return Ok(0);
     }
-    let (norm, eps) = norm_args(lowering, gate.node, source)?;
+    let (x, eps) = input_args(lowering, gate.node, source)?;
     let (kind, alpha, limit) = gate_args(kind);
+    let (y, records) = result_args(lowering, y, gate.weight.spec.rows);
     let args = LinearGatedArgs {
         gate: gate.weight.layout.args(gate.weight.address),
         up: up.weight.layout.args(up.weight.address),
-        x: lowering.value(source.x),
-        norm,
+        x,
         gate_bias: lowering.vector(gate.node, gate.bias)?,
         up_bias: lowering.vector(up.node, up.bias)?,
-        y: lowering.value(y),
+        y,
+        records,
         columns: lowering.row_count(lowering.rows(gate.x)),
         outputs: gate.weight.spec.rows as u32,
         kind,
@@ -368,10 +416,10 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
         reserved: 0,
     };
     let label = labels(lowering.program().nodes().get(index..index + taken).unwrap_or_default());
-    let grid = [ctas(lowering, args.gate.row_tiles, 1), 1, 1];
+    let grid = [ctas(lowering, args.gate.row_tiles), 1, 1];
     let kernel = kernel_name("linear", "gated", gate.weight.spec.dtype);
-    let shared = args.gate.blocks * RECORD_BYTES;
-    lowering.launch(Launch::grid(&label, kernel, grid, [2 * GROUP_THREADS, 1, 1], shared, &args));
+    let shared = shared_bytes(gate.weight.spec.dtype, args.gate.blocks);
+    lowering.launch(Launch::grid(&label, kernel, grid, [SINGLE_THREADS, 1, 1], shared, &args));
     Ok(taken)
 }
 
@@ -432,20 +480,22 @@ fn moe_gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backend
         return Ok(0);
     }
     let (kind, alpha, limit) = gate_args(kind);
+    let (y, records) = result_args(lowering, y, gate.weight.spec.rows);
     let (logits, weights) = router.map_or((DevicePtr::NULL, DevicePtr::NULL), |(logits, _, weights)| {
         (lowering.value(logits), lowering.value(weights))
     });
     let args = MoeLinearGatedArgs {
         gate: gate.weight.layout.args(gate.weight.address),
         up: up.weight.layout.args(up.weight.address),
-        x: lowering.value(gate.x),
+        x: floats_or_records(lowering, gate.x),
         experts: lowering.value(gate.experts),
         logits,
         weights,
         tokens: lowering.row_count(RowSet::Tokens),
         gate_bias: lowering.vector(gate.node, gate.bias)?,
         up_bias: lowering.vector(up.node, up.bias)?,
-        y: lowering.value(y),
+        y,
+        records,
         outputs: gate.weight.spec.rows as u32,
         top_k: gate.top_k,
         expert_count: gate.weight.spec.experts as u32,
@@ -455,10 +505,13 @@ fn moe_gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backend
     };
     let taken = begin + 3 - index;
     let label = labels(lowering.program().nodes().get(index..index + taken).unwrap_or_default());
-    let grid = [ctas(lowering, args.gate.row_tiles * args.top_k, 1), 1, 1];
+    let grid = [ctas(lowering, args.gate.row_tiles * args.top_k), 1, 1];
     let kernel = kernel_name("moe_linear", "gated", gate.weight.spec.dtype);
-    let shared = args.gate.blocks * RECORD_BYTES;
-    lowering.launch(Launch::grid(&label, kernel, grid, [2 * GROUP_THREADS, 1, 1], shared, &args));
+    let shared = shared_bytes(gate.weight.spec.dtype, args.gate.blocks);
+    if let Some((_, ids, _)) = router {
+        lowering.writes(ids);
+    }
+    lowering.launch(Launch::grid(&label, kernel, grid, [SINGLE_THREADS, 1, 1], shared, &args));
     Ok(taken)
 }
 
@@ -491,7 +544,7 @@ fn plain_normed(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Back
     let label = labels(lowering.program().nodes().get(index..index + 2).unwrap_or_default());
     let kernel = kernel_name("linear", "plain_normed", weight.spec.dtype);
     let grid = [args.weight.row_tiles, 1, 1];
-    lowering.launch(Launch::grid(&label, kernel, grid, [GROUP_THREADS, 1, 1], shared as u32, &args));
+    lowering.launch(Launch::grid(&label, kernel, grid, [SINGLE_THREADS, 1, 1], shared as u32, &args));
     Ok(2)
 }
 
@@ -503,7 +556,7 @@ fn moe_combined(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Back
         Op::MoeCombine { x, weights } if x == down.y && lowering.is_private(down.y) => weights,
         _ => return Ok(0),
     };
-    if down.shared && down.top_k > 1 {
+    if (down.shared && down.top_k > 1) || down.top_k as usize > MOST_CHOSEN {
         return Ok(0);
     }
     let combined = output(combine)?;
@@ -515,7 +568,7 @@ fn moe_combined(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Back
     };
     let args = MoeLinearCombinedArgs {
         weight: down.weight.layout.args(down.weight.address),
-        x: lowering.value(down.x),
+        x: floats_or_records(lowering, down.x),
         experts: lowering.value(down.experts),
         weights: lowering.value(weights),
         tokens: lowering.row_count(RowSet::Tokens),
@@ -525,13 +578,13 @@ fn moe_combined(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Back
         outputs: down.weight.spec.rows as u32,
         top_k: down.top_k,
         expert_count: down.weight.spec.experts as u32,
-        reserved: 0,
+        early: u32::from(lowering.is_settled(down.experts)),
     };
     let label = labels(program.nodes().get(index..index + taken).unwrap_or_default());
-    let grid = [ctas(lowering, args.weight.row_tiles, 1), 1, 1];
+    let grid = [ctas(lowering, args.weight.row_tiles), 1, 1];
     let kernel = kernel_name("moe_linear", "combined", down.weight.spec.dtype);
-    let shared = down.top_k * args.weight.blocks * RECORD_BYTES;
-    lowering.launch(Launch::grid(&label, kernel, grid, [2 * GROUP_THREADS, 1, 1], shared, &args));
+    let shared = shared_bytes(down.weight.spec.dtype, down.top_k * args.weight.blocks);
+    lowering.launch(Launch::grid(&label, kernel, grid, [SINGLE_THREADS, 1, 1], shared, &args));
     Ok(taken)
 }
 
@@ -544,10 +597,11 @@ pub(super) fn units() -> Vec<Unit> {
             include_str!("../../../../cuda/linear_single.cu"),
             dtype,
             &[
-                ("LINEAR_SINGLE", kernel::<LinearSingleArgs>("linear", "single", dtype, GROUP_THREADS)),
-                ("LINEAR_GATED", kernel::<LinearGatedArgs>("linear", "gated", dtype, 2 * GROUP_THREADS)),
+                ("LINEAR_SINGLE", kernel::<LinearSingleArgs>("linear", "single", dtype, SINGLE_THREADS)),
+                ("LINEAR_GATED", kernel::<LinearGatedArgs>("linear", "gated", dtype, SINGLE_THREADS)),
             ],
-        );
+        )
+        .define("RING_BYTES", ring_bytes(dtype));
         let moe = format_unit_of(
             "moe_linear_single",
             "moe_linear_single.cu",
@@ -556,14 +610,15 @@ pub(super) fn units() -> Vec<Unit> {
             &[
                 (
                     "MOE_LINEAR_GATED",
-                    kernel::<MoeLinearGatedArgs>("moe_linear", "gated", dtype, 2 * GROUP_THREADS),
+                    kernel::<MoeLinearGatedArgs>("moe_linear", "gated", dtype, SINGLE_THREADS),
                 ),
                 (
                     "MOE_LINEAR_COMBINED",
-                    kernel::<MoeLinearCombinedArgs>("moe_linear", "combined", dtype, 2 * GROUP_THREADS),
+                    kernel::<MoeLinearCombinedArgs>("moe_linear", "combined", dtype, SINGLE_THREADS),
                 ),
             ],
-        );
+        )
+        .define("RING_BYTES", ring_bytes(dtype));
         [linear, moe]
     };
     DType::ALL.into_iter().filter(|dtype| !is_plain(*dtype)).flat_map(of).collect()
