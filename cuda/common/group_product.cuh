@@ -1,9 +1,8 @@
 // The warpgroup shape of a product kernel (9.0a): many columns against many rows, for prefill.
 //
 // A CTA takes 192 rows and 128 columns: twelve warps, three warpgroups, 16 rows a warp. Activations stream through shared
-// memory in the order of the tensor cores; every warp takes its rows' codes apart in registers and the warpgroup multiplies
-// 32 columns at a time, so that one piece's products run while the one before is scaled. Sums over finished slices wait in
-// shared memory. Bound by the scaling: four instructions per output and block of 32.
+// memory in the order of the tensor cores; every warp takes its rows' codes apart in registers, and one warpgroup's products
+// run while the others scale their sums. Sums over finished slices wait in shared memory. Bound by the scaling: four instructions per output and block of 32.
 //
 // The numbers, and the order they are added in, are tile.cuh's.
 #pragma once
@@ -18,9 +17,10 @@
 // Columns of one piece, and pieces.
 #define PIECE_COLUMNS 32
 #define PIECES (GROUP_COLUMNS / PIECE_COLUMNS)
-// Blocks copied per stage, and stages in flight.
+// Blocks copied per stage, stages, and how many stages ahead copies begin.
 #define GROUP_BLOCKS 2
 #define GROUP_STAGES 4
+#define GROUP_AHEAD 2
 
 // [eight columns][high, low][half of the block][column][element]
 typedef u8 GroupCodes[GROUP_COLUMNS / 8][2][2][8][16];
@@ -44,6 +44,8 @@ template <int FORMAT>
 struct GroupShared {
     GroupStage<Codec<FORMAT>::MINIMUM> stages[GROUP_STAGES];
     FourSums totals[PIECES * 4][GROUP_THREADS];  // each thread's own
+    PhaseBarrier full[GROUP_STAGES];   // everybody's copies have ended
+    PhaseBarrier empty[GROUP_STAGES];  // every warp has left
     u32 rows[GROUP_COLUMNS];   // activation row of each column; dead columns name some row that exists
     u32 pairs[GROUP_COLUMNS];  // of experts' products
 };
@@ -209,44 +211,43 @@ struct GroupCopies {
                 copy_word_async(&stage.scales[b][threadIdx.x - 256], first + (block + b) * sizeof(ActivationSums));
             }
         }
-        commit_copies();
     }
 };
 
-// Integer sums of one piece, for the high and low bytes of the activations.
-struct PieceProduct {
-    i32 high[16];
-    i32 low[16];
-};
-
-// Begins the products of piece `piece` of the block at `codes` with part `part` of it.
-template <int FORMAT>
-__device__ __forceinline__ void begin_piece(const u32 (&a)[4], u32 codes, int part, int piece, PieceProduct& product) {
-    const u32 high = codes + piece * (PIECE_COLUMNS / 8 * OPERAND_STRIDE / 16);
+// sums = A B of part `part` of the block at `codes`, an operand: the high bytes' sums are shifted up and the low bytes' added
+// to them by the tensor cores.
+template <int FORMAT, int N>
+__device__ __forceinline__ void multiply(const u32 (&a)[4], u32 codes, int part, i32 (&sums)[N]) {
     const bool first = !Codec<FORMAT>::HALVES || part == 0;
     const bool second = !Codec<FORMAT>::HALVES || part == 1;
     const u32 a0 = first ? a[0] : 0, a1 = first ? a[1] : 0, a2 = second ? a[2] : 0, a3 = second ? a[3] : 0;
     products_begin();
-    products_add(product.high, a0, a1, a2, a3, high);
-    products_add(product.low, a0, a1, a2, a3, high + OPERAND_STRIDE / 2 / 16);
+    products_add<false>(sums, a0, a1, a2, a3, codes);
     products_commit();
+    products_wait(sums);
+#pragma unroll
+    for (int i = 0; i < N; ++i) sums[i] = (i32)((u32)sums[i] << 8);
+    products_begin();
+    products_add<true>(sums, a0, a1, a2, a3, codes + OPERAND_STRIDE / 2 / 16);
+    products_commit();
+    products_wait(sums);
 }
 
-// Adds the sums of a piece to `acc`.
-template <int FORMAT>
-__device__ __forceinline__ void add_piece(const PieceProduct& product, const HalfScales<FORMAT>& scales, int part,
-                                          const GroupStage<Codec<FORMAT>::MINIMUM>& stage, u32 b, int piece, float (&acc)[16]) {
+// Adds a block's sums to `acc`.
+template <int FORMAT, int N>
+__device__ __forceinline__ void add_sums(const i32 (&sums)[N], const HalfScales<FORMAT>& scales, int part,
+                                         const GroupStage<Codec<FORMAT>::MINIMUM>& stage, u32 b, float (&acc)[N]) {
     using C = Codec<FORMAT>;
 #pragma unroll
-    for (int n = 0; n < PIECE_COLUMNS / 8; ++n) {
-        const u32 column = PIECE_COLUMNS * piece + 8 * n + 2 * (threadIdx.x % 4);
-        float scale[2], sum[2];
+    for (int n = 0; n < N / 4; ++n) {
+        const u32 column = 8 * n + 2 * (threadIdx.x % 4);
+        float scale[2], least[2];
         if constexpr (C::MINIMUM) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const ActivationSums own = stage.sums[b][column + i];
                 scale[i] = own.scale;
-                sum[i] = C::HALVES ? (part == 0 ? own.low_half : own.high_half) : own.low_half + own.high_half;
+                least[i] = C::HALVES ? (part == 0 ? own.low_half : own.high_half) : own.low_half + own.high_half;
             }
         } else {
             const float2 both = *(const float2*)&stage.scales[b][column];
@@ -256,8 +257,8 @@ __device__ __forceinline__ void add_piece(const PieceProduct& product, const Hal
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
             float& own = acc[4 * n + c];
-            own = fmaf(scales.code[part][c / 2], block_sum(product.high[4 * n + c], product.low[4 * n + c], scale[c % 2]), own);
-            if constexpr (C::MINIMUM) own = fmaf(scales.least[part][c / 2], sum[c % 2], own);
+            own = fmaf(scales.code[part][c / 2], scale[c % 2] * (float)sums[4 * n + c], own);
+            if constexpr (C::MINIMUM) own = fmaf(scales.least[part][c / 2], least[c % 2], own);
         }
     }
 }
@@ -275,25 +276,24 @@ __device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, boo
     const u32 blocks = weight.blocks;
     const u32 units = blocks / C::BLOCKS;
     const HalfPlanes<FORMAT> at(weight, tile, m, lane);
-    float acc[LIVE][16];
+    constexpr int N = 16 * LIVE;
+    float acc[N];
 #pragma unroll
-    for (int p = 0; p < LIVE; ++p)
+    for (int i = 0; i < N; ++i) acc[i] = 0.0f;
 #pragma unroll
-        for (int i = 0; i < 16; ++i) acc[p][i] = 0.0f;
-#pragma unroll
-    for (int i = 0; i < LIVE * 4; ++i) shared.totals[i][threadIdx.x] = {{0.0f, 0.0f, 0.0f, 0.0f}};
+    for (int i = 0; i < N / 4; ++i) shared.totals[i][threadIdx.x] = {{0.0f, 0.0f, 0.0f, 0.0f}};
     u32 slice = 0;
     u32 slice_end = slice_begin(1, units);
     const auto end_slices = [&](u32 unit) {
         // Empty slices add zero, as in the split shape.
         while (slice < SLICES && unit == slice_end) {
 #pragma unroll
-            for (int i = 0; i < LIVE * 4; ++i) {
+            for (int i = 0; i < N / 4; ++i) {
                 FourSums total = shared.totals[i][threadIdx.x];
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
-                    total.at[c] += acc[i / 4][i % 4 * 4 + c];
-                    acc[i / 4][i % 4 * 4 + c] = 0.0f;
+                    total.at[c] += acc[4 * i + c];
+                    acc[4 * i + c] = 0.0f;
                 }
                 shared.totals[i][threadIdx.x] = total;
             }
@@ -301,69 +301,99 @@ __device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, boo
             slice_end = slice_begin(slice + 1, units);
         }
     };
-    // The next block's weights, in registers.
-    TileCodes raw;
-    ScaleRecord record;
+    // The next two blocks' weights, in registers.
+    TileCodes raw, next_raw;
+    ScaleRecord record, next_record;
     UnitScales unit;
-    if (active && blocks > 0) {
-        raw = load_half<FORMAT>(at, 0);
-        record = load_half_record<FORMAT>(at, 0);
+    if (active) {
+        if (blocks > 0) {
+            raw = load_half<FORMAT>(at, 0);
+            record = load_half_record<FORMAT>(at, 0);
+        }
+        if (blocks > 1) {
+            next_raw = load_half<FORMAT>(at, 1);
+            if (!C::SUPER) next_record = load_half_record<FORMAT>(at, 1);
+        }
     }
     end_slices(0);
+    const u32 stages = (blocks + GROUP_BLOCKS - 1) / GROUP_BLOCKS;
     const GroupCopies<FORMAT> copies(x, shared.rows, blocks);
-#pragma unroll 1
-    for (u32 i = 0; i + 1 < GROUP_STAGES; ++i) copies.start(shared.stages[i], i * GROUP_BLOCKS);
-    u32 current = 0;
-    PieceProduct products[2];
-    // Blocks are not unrolled, so that the loop stays in the instruction cache next to the scheduler.
+    for (u32 i = 0; i < GROUP_AHEAD && i < stages; ++i) {
+        copies.start(shared.stages[i], i * GROUP_BLOCKS);
+        shared.full[i].arrive_copied();
+    }
+    // Blocks are not unrolled, so that the loop stays in the instruction cache next to the scheduler. Warps go through the
+    // stages on their own: a stage is filled when everybody's copies have ended, and free when every warp has left it.
 #pragma unroll 1
     for (u32 block = 0; block < blocks; ++block) {
         const u32 b = block % GROUP_BLOCKS;
+        const u32 index = block / GROUP_BLOCKS;
+        const u32 place = index % GROUP_STAGES;
         if (b == 0) {
-            wait_copies<GROUP_STAGES - 2>();
-            publish_operands();
-            __syncthreads();
-            // Everybody is done with the stage before this one: it takes the last of those on their way.
-            current = block / GROUP_BLOCKS % GROUP_STAGES;
-            copies.start(shared.stages[(current + GROUP_STAGES - 1) % GROUP_STAGES], block + (GROUP_STAGES - 1) * GROUP_BLOCKS);
-        }
-        if (!active) continue;
-        const GroupStage<C::MINIMUM>& stage = shared.stages[current];
-        u32 a[4];
-        half_fragments<FORMAT>(raw, m, a);
-        const u32 codes = shared_operand(stage.codes[b]);
-        begin_piece<FORMAT>(a, codes, 0, 0, products[0]);
-        if (!C::SUPER || block % 8 == 0) unit = unpack<FORMAT>(record);
-        const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
-        if (block + 1 < blocks) {
-            raw = load_half<FORMAT>(at, block + 1);
-            if (!C::SUPER || block % 8 == 7) record = load_half_record<FORMAT>(at, (block + 1) / C::BLOCKS);
-        }
-#pragma unroll
-        for (int step = 0; step < LIVE * PARTS; ++step) {
-            PieceProduct& product = products[step % 2];
-            if (step + 1 < LIVE * PARTS) {
-                begin_piece<FORMAT>(a, codes, (step + 1) % PARTS, (step + 1) / PARTS, products[(step + 1) % 2]);
-                products_wait<1>(product.high, product.low);
-            } else {
-                products_wait<0>(product.high, product.low);
+            const u32 ahead = index + GROUP_AHEAD;
+            if (ahead < stages) {
+                const u32 target = ahead % GROUP_STAGES;
+                if (ahead >= GROUP_STAGES) shared.empty[target].wait((ahead / GROUP_STAGES - 1) % 2);
+                copies.start(shared.stages[target], ahead * GROUP_BLOCKS);
+                shared.full[target].arrive_copied();
             }
-            add_piece<FORMAT>(product, scales, step % PARTS, stage, b, step / PARTS, acc[step / PARTS]);
+            shared.full[place].wait(index / GROUP_STAGES % 2);
+            publish_operands();
         }
-        if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
+        if (active) {
+            const GroupStage<C::MINIMUM>& stage = shared.stages[place];
+            u32 a[4];
+            half_fragments<FORMAT>(raw, m, a);
+            if (!C::SUPER || block % 8 == 0) unit = unpack<FORMAT>(record);
+            const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
+            raw = next_raw;
+            if (!C::SUPER) record = next_record;
+            if (block + 2 < blocks) {
+                next_raw = load_half<FORMAT>(at, block + 2);
+                if (!C::SUPER) next_record = load_half_record<FORMAT>(at, block + 2);
+                // A super-block's scales arrive two blocks early.
+                if (C::SUPER && block % 8 == 6) record = load_half_record<FORMAT>(at, (block + 2) / 8);
+            }
+            const u32 codes = shared_operand(stage.codes[b]);
+            i32 sums[N];
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part) {
+                multiply<FORMAT>(a, codes, part, sums);
+                add_sums<FORMAT>(sums, scales, part, stage, b, acc);
+            }
+            if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
+        }
+        if (b + 1 == GROUP_BLOCKS || block + 1 == blocks) {
+            __syncwarp();
+            if (lane == 0) shared.empty[place].arrive();
+        }
     }
-    wait_copies<0>();
 }
 
-// The same for `live` columns that hold something: code of its own for each number of pieces, so that nothing branches
-// between a product and the use of its sums.
+// The same for `live` columns that hold something: code of its own for each number of pieces, because registers and products
+// have their sizes at compile time. Begins and ends with a barrier.
 template <int FORMAT>
 __device__ __forceinline__ void group_sums(const Weight& weight, u64 tile, bool active, const Activations& x, u32 live,
                                            GroupShared<FORMAT>& shared) {
-    if (live > 3 * PIECE_COLUMNS) return group_pieces<FORMAT, 4>(weight, tile, active, x, shared);
-    if (live > 2 * PIECE_COLUMNS) return group_pieces<FORMAT, 3>(weight, tile, active, x, shared);
-    if (live > PIECE_COLUMNS) return group_pieces<FORMAT, 2>(weight, tile, active, x, shared);
-    group_pieces<FORMAT, 1>(weight, tile, active, x, shared);
+    if (threadIdx.x < GROUP_STAGES) {
+        shared.full[threadIdx.x].open(GROUP_THREADS);
+        shared.empty[threadIdx.x].open(GROUP_THREADS / 32);
+    }
+    __syncthreads();
+    if (live > 3 * PIECE_COLUMNS) {
+        group_pieces<FORMAT, 4>(weight, tile, active, x, shared);
+    } else if (live > 2 * PIECE_COLUMNS) {
+        group_pieces<FORMAT, 3>(weight, tile, active, x, shared);
+    } else if (live > PIECE_COLUMNS) {
+        group_pieces<FORMAT, 2>(weight, tile, active, x, shared);
+    } else {
+        group_pieces<FORMAT, 1>(weight, tile, active, x, shared);
+    }
+    __syncthreads();
+    if (threadIdx.x < GROUP_STAGES) {
+        shared.full[threadIdx.x].close();
+        shared.empty[threadIdx.x].close();
+    }
 }
 
 // The product of up to 6 row tiles from `first_tile` on, of which there are `row_tiles`, with `live` columns.
@@ -417,7 +447,6 @@ __device__ __forceinline__ void gated_product(const GatedProduct& product, u64 e
     const u32 warp = threadIdx.x / 32;
     const u32 own = warp / 2 % HALF < row_tiles ? warp / 2 % HALF : 0;
     group_sums<FORMAT>(warp < 2 * HALF ? product.gate : product.up, expert_tile + tile + own, true, x, live, shared);
-    __syncthreads();
     const u32 column = threadIdx.x % GROUP_COLUMNS;
     const u32 block = threadIdx.x / GROUP_COLUMNS;
     if (column < live && block < row_tiles) {

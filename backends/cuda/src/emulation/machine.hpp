@@ -398,19 +398,43 @@ alignas(16) inline u8 shared_origin;
 }
 inline u32 shared_operand(const void* shared) { return (u32)(((intptr_t)shared - (intptr_t)&machine::shared_origin) >> 4); }
 inline void products_begin() {}
-inline void products_add(i32 (&d)[16], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
+template <bool KEEP, int N>
+inline void products_add(i32 (&d)[N], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
     const u8* operand = &machine::shared_origin + ((intptr_t)(i32)b << 4);
     const u32 lane = machine::current->linear % 32, g = lane / 4, t = lane % 4;
-    for (u32 n = 0; n < 4; ++n) {
+    for (u32 n = 0; n < N / 4; ++n) {
         i32 sums[4] = {0, 0, 0, 0};
         u32 words[2];
         for (u32 half = 0; half < 2; ++half) memcpy(&words[half], operand + n * OPERAND_STRIDE + half * 128 + g * 16 + 4 * t, 4);
         mma_s8_k32(sums, a0, a1, a2, a3, words[0], words[1]);
-        for (u32 c = 0; c < 4; ++c) d[4 * n + c] = sums[c];
+        for (u32 c = 0; c < 4; ++c) d[4 * n + c] = sums[c] + (KEEP ? d[4 * n + c] : 0);
     }
 }
 inline void products_commit() {}
-template <int PENDING>
-inline void products_wait(i32 (&)[16], i32 (&)[16]) {}
+template <int N>
+inline void products_wait(i32 (&)[N]) {}
 inline void publish_operands() {}
 inline void copy_word_async(void* shared, const void* source) { memcpy(shared, source, 4); }
+
+struct alignas(8) PhaseBarrier {
+    u16 count, missing;
+    u32 phases;
+
+    void open(u32 threads) {
+        count = missing = (u16)threads;
+        phases = 0;
+    }
+    void close() {}
+    void arrive() {
+        ++machine::progress;
+        if (--missing == 0) {
+            missing = count;
+            ++phases;
+        }
+    }
+    void arrive_copied() { arrive(); }
+    void wait(u32 parity) {
+        while (phases % 2 == parity) machine::yield();
+        ++machine::progress;
+    }
+};

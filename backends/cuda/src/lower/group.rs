@@ -98,8 +98,11 @@ const fn shared_bytes(dtype: DType) -> u32 {
     let minimum = matches!(dtype, DType::Q4_1 | DType::Q5_1 | DType::Q2_K | DType::Q4_K | DType::Q5_K);
     let sums = if minimum { SUM_BYTES } else { size_of::<f32>() };
     let stages = BLOCKS * COLUMNS * (CODE_BYTES + sums) as u32;
-    // A sum of each thread for each of its outputs, and two words a column.
-    stages + TILES * 32 * COLUMNS * size_of::<f32>() as u32 + 2 * COLUMNS * size_of::<u32>() as u32
+    // Two barriers of 8 bytes per stage of two blocks, a sum for each output, and two words a column.
+    BLOCKS / 2 * 16
+        + stages
+        + TILES * 32 * COLUMNS * size_of::<f32>() as u32
+        + 2 * COLUMNS * size_of::<u32>() as u32
 }
 
 /// Columns of a CTA where `row_groups` CTAs share them and there are at most `most`: as many as leave no multiprocessor
