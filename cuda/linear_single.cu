@@ -33,7 +33,8 @@ struct LinearSingleArgs {
 
 KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, 3) {
     const u32 blocks = args.products[0].weight.blocks;
-    const SingleActivations x(1, blocks);
+    const SingleActivations x(blocks);
+    const u32 live = *args.columns;
     const auto product_of = [&](u32 tile) {
         return tile < args.products[0].end_tile ? 0 : tile < args.products[1].end_tile ? 1 : 2;
     };
@@ -45,13 +46,15 @@ KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, 3) {
         x, blocks, (args.tiles - blockIdx.x + gridDim.x - 1) / gridDim.x, 1,
         [&](u32 i) {
             const u32 product = product_of(tile_at(i));
-            return SinglePass{&args.products[product].weight, tile_at(i) - first_of(product), 0};
+            return SinglePass{&args.products[product].weight, tile_at(i) - first_of(product)};
         },
         [&] {
             wait_for_previous_kernel();
             allow_next_kernel();
-            if (*args.columns == 0) return false;
-            fill_activations(x, args.x, 1, blocks * 32, factors, args.eps, blockIdx.x == 0 ? args.normed : 0);
+            if (live == 0) return false;
+            HeldRecords held;
+            held.load(args.x, blocks);
+            fill_activations(x, args.x, blocks, held, factors, args.eps, blockIdx.x == 0 ? args.normed : 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {
@@ -85,7 +88,8 @@ struct LinearGatedArgs {
 
 KERNEL(LINEAR_GATED, LinearGatedArgs, SINGLE_THREADS, 3) {
     const u32 blocks = args.gate.blocks;
-    const SingleActivations x(1, blocks);
+    const SingleActivations x(blocks);
+    const u32 live = *args.columns;
     HeldQuads factors;
     factors.load(args.x.norm, 0, blocks * 8);
     // Gate and up take turns.
@@ -93,12 +97,14 @@ KERNEL(LINEAR_GATED, LinearGatedArgs, SINGLE_THREADS, 3) {
     float gate = 0.0f;
     single_product<WEIGHT_FORMAT>(
         x, blocks, (args.gate.row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x * 2, 2,
-        [&](u32 i) { return SinglePass{i % 2 == 0 ? &args.gate : &args.up, tile_at(i), 0}; },
+        [&](u32 i) { return SinglePass{i % 2 == 0 ? &args.gate : &args.up, tile_at(i)}; },
         [&] {
             wait_for_previous_kernel();
             allow_next_kernel();
-            if (*args.columns == 0) return false;
-            fill_activations(x, args.x, 1, blocks * 32, factors, args.eps, 0);
+            if (live == 0) return false;
+            HeldRecords held;
+            held.load(args.x, blocks);
+            fill_activations(x, args.x, blocks, held, factors, args.eps, 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {

@@ -4,10 +4,10 @@
 //   gated:    y[k] = swiglu(Wg[e] x + bg[e], Wu[e] x + bu[e]) with e = experts[k], chosen from the router's logits where
 //             those are given: every CTA chooses for itself, the first one tells the rest of the step.
 //             Leaves activation records for the product that reads y, where asked.
-//             Grid: CTAs that share the row tiles of the chosen experts; 256 threads.
-//   combined: y = sum_k weights[k] (W[e] x[k] + bias[e]) (+ residual). Grid: CTAs that share the row tiles; 256 threads,
-//             one expert after the other.
-// Dynamic shared memory: 80 bytes per 32 columns and row of x, and the rings. Reads each chosen expert once; bound by memory.
+//             Grid: (CTAs that share the row tiles, top_k); 256 threads.
+//   combined: y = sum_k weights[k] (W[e] x[k] + bias[e]) (+ residual). Grid: (CTAs that share the row tiles, top_k);
+//             256 threads. The last expert's CTA to arrive at a row tile adds them in order.
+// Dynamic shared memory: 80 bytes per 32 columns, and the rings. Reads each chosen expert once; bound by memory.
 // Weights are on their way before the previous kernel has ended where the experts were chosen earlier. The bits are
 // those of router, moe_linear, swiglu, moe_combine, add and linear_quantize one after the other.
 #include "common/gated.cuh"
@@ -70,53 +70,56 @@ __device__ __forceinline__ void find_experts(const MoeLinearGatedArgs& args, u32
 
 KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, SINGLE_THREADS, 3) {
     __shared__ u32 chosen[MOST_CHOSEN];
+    const u32 blocks = args.gate.blocks;
+    const SingleActivations x(blocks);
+    const u32 live = *args.tokens;
     wait_for_previous_kernel();
     allow_next_kernel();
-    if (*args.tokens == 0) return;
+    if (live == 0) return;
+    HeldRecords held;
+    held.load(args.x, blocks);
     find_experts(args, chosen);
-    const u32 blocks = args.gate.blocks;
+    const u32 k = blockIdx.y;
+    const u64 expert = chosen[k];
     const u32 row_tiles = args.gate.row_tiles;
-    const SingleActivations x(1, blocks);
     // Gate and up take turns.
     const auto tile_at = [&](u32 i) { return blockIdx.x + i / 2 * gridDim.x; };
-    const auto expert_of = [&](u32 i) { return chosen[tile_at(i) / row_tiles]; };
     float gate = 0.0f;
     single_product<WEIGHT_FORMAT>(
-        x, blocks, (args.top_k * row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x * 2, 2,
-        [&](u32 i) {
-            const u64 row_tile = (u64)expert_of(i) * row_tiles + tile_at(i) % row_tiles;
-            return SinglePass{i % 2 == 0 ? &args.gate : &args.up, row_tile, 0};
-        },
+        x, blocks, (row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x * 2, 2,
+        [&](u32 i) { return SinglePass{i % 2 == 0 ? &args.gate : &args.up, expert * row_tiles + tile_at(i)}; },
         [&] {
             HeldQuads none;
-            fill_activations(x, args.x, 1, blocks * 32, none, 0.0f, 0);
+            fill_activations(x, args.x, blocks, held, none, 0.0f, 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {
-            const u32 output = tile_at(i) % row_tiles * 32 + row;
+            const u32 output = tile_at(i) * 32 + row;
             if (output >= args.outputs) return;
             const float* bias = i % 2 == 0 ? args.gate_bias : args.up_bias;
-            if (bias) sum += bias[(u64)expert_of(i) * args.outputs + output];
+            if (bias) sum += bias[expert * args.outputs + output];
             if (i % 2 == 0) {
                 gate = sum;
                 return;
             }
             const float value = gated(args.kind, args.alpha, args.limit, gate, sum);
-            if (args.y) args.y[(u64)(tile_at(i) / row_tiles) * args.outputs + output] = value;
+            if (args.y) args.y[k * args.outputs + output] = value;
             // The outputs are whole tiles then, and a tile is a record.
-            if (args.codes) quantize_warp(value, args.codes, args.sums, tile_at(i));
+            if (args.codes) quantize_warp(value, args.codes, args.sums, k * row_tiles + tile_at(i));
         });
 }
 
 struct MoeLinearCombinedArgs {
     Weight weight;
-    SingleInput x;  // top_k rows
+    SingleInput x;  // [top_k, columns]
     const u32* experts;
     const float* weights;  // [top_k]
     const u32* tokens;     // live tokens: 0 or 1
     const float* bias;     // [experts, outputs] or null
     const float* residual;  // [outputs] or null
     float* y;
+    float* products;  // [top_k, outputs]
+    u32* arrivals;    // [row tiles], zero, and zero again in the end
     u32 outputs;
     u32 top_k;
     u32 expert_count;
@@ -124,38 +127,53 @@ struct MoeLinearCombinedArgs {
 };
 
 KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, 3) {
-    __shared__ u32 chosen[MOST_CHOSEN];
-    if (!args.early) wait_for_previous_kernel();
-    const u32 live = *args.tokens;
-    if (live > 0 && threadIdx.x < args.top_k) chosen[threadIdx.x] = expert_at(args.experts, threadIdx.x, args.expert_count);
-    __syncthreads();
     const u32 blocks = args.weight.blocks;
-    const SingleActivations x(args.top_k, blocks);
-    // A row tile takes a pass for each expert.
-    const u32 tiles = (args.weight.row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x;
-    const auto tile_at = [&](u32 i) { return blockIdx.x + i / args.top_k * gridDim.x; };
-    float combined = 0.0f;
+    const SingleActivations x(blocks);
+    const u32 k = blockIdx.y;
+    const u32 live = *args.tokens;
+    if (!args.early) wait_for_previous_kernel();
+    const u64 expert = live > 0 ? expert_at(args.experts, k, args.expert_count) : 0;
+    const auto tile_at = [&](u32 i) { return blockIdx.x + i * gridDim.x; };
+    SingleInput own = args.x;
+    if (own.codes) {
+        own.codes += (u64)k * blocks * ACTIVATION_CODE_BYTES;
+        own.sums += k * blocks;
+    }
+    own.x += (u64)k * blocks * 32;
     single_product<WEIGHT_FORMAT>(
-        x, blocks, live > 0 ? tiles * args.top_k : 0, args.top_k,
-        [&](u32 i) {
-            const u32 k = i % args.top_k;
-            return SinglePass{&args.weight, live > 0 ? (u64)chosen[k] * args.weight.row_tiles + tile_at(i) : 0, k};
-        },
+        x, blocks, live > 0 ? (args.weight.row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x : 0, 1,
+        [&](u32 i) { return SinglePass{&args.weight, expert * args.weight.row_tiles + tile_at(i)}; },
         [&] {
             if (args.early) wait_for_previous_kernel();
             allow_next_kernel();
             if (live == 0) return false;
+            HeldRecords held;
+            held.load(own, blocks);
             HeldQuads none;
-            fill_activations(x, args.x, args.top_k, blocks * 32, none, 0.0f, 0);
+            fill_activations(x, own, blocks, held, none, 0.0f, 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {
             const u32 output = tile_at(i) * 32 + row;
-            if (output >= args.outputs) return;
-            const u32 k = i % args.top_k;
-            if (args.bias) sum += args.bias[(u64)chosen[k] * args.outputs + output];
-            combined = fmaf(args.weights[k], sum, k == 0 ? 0.0f : combined);
-            if (k + 1 < args.top_k) return;
+            const bool exists = output < args.outputs;
+            if (exists) {
+                if (args.bias) sum += args.bias[expert * args.outputs + output];
+                args.products[k * args.outputs + output] = sum;
+            }
+            // The last expert's warp to arrive adds them all.
+            __threadfence();
+            __syncwarp();
+            u32 before = 0;
+            if (row == 0) before = atomicAdd(args.arrivals + tile_at(i), 1u);
+            if (__shfl_sync(0xffffffffu, before, 0) != args.top_k - 1) return;
+            __threadfence();
+            if (row == 0) args.arrivals[tile_at(i)] = 0;
+            if (!exists) return;
+            float combined = 0.0f;
+#pragma unroll 4
+            for (u32 j = 0; j < args.top_k; ++j) {
+                combined = fmaf(args.weights[j], load_fresh(args.products + j * args.outputs + output), combined);
+            }
             args.y[output] = args.residual ? args.residual[output] + combined : combined;
         });
 }

@@ -3,6 +3,8 @@
 //! Flags only carry types; every bound is checked by [`WorkerConfig::validate`], so that values from any source meet
 //! the same rules.
 
+pub mod file;
+
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -76,9 +78,13 @@ pub struct ModelArgs {
     pub allow_unknown_tensors: bool,
 }
 
-/// Flags of the server; each is also an environment variable, and a flag wins over its variable.
+/// Flags of the server; each is also an environment variable and a key of the configuration file. A flag wins over its
+/// variable, and that over the file.
 #[derive(Args, Clone, Debug)]
 pub struct WorkerConfig {
+    /// TOML file whose keys are the names of these flags
+    #[arg(long, env = "WORKER_ORCD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Name of this worker in logs and in /health; a random UUID when omitted
     #[arg(long, env = "WORKER_ORCD_WORKER_ID", default_value_t = random::uuid(), hide_default_value = true)]
     pub worker_id: String,
@@ -131,6 +137,16 @@ pub struct WorkerConfig {
     /// Origins of web pages that may send requests, `*` for any; none when omitted
     #[arg(long, env = "WORKER_ORCD_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
+    /// PEM file of the certificate to answer HTTPS with, its chain after it; needs --ssl-keyfile
+    #[arg(long, env = "WORKER_ORCD_SSL_CERTFILE", value_name = "FILE")]
+    pub ssl_certfile: Option<PathBuf>,
+    /// PEM file of the certificate's private key
+    #[arg(long, env = "WORKER_ORCD_SSL_KEYFILE", value_name = "FILE")]
+    pub ssl_keyfile: Option<PathBuf>,
+    /// Base address of an OTLP/HTTP collector that gets a span of every request; as OTEL_EXPORTER_OTLP_ENDPOINT says, else
+    /// none, when omitted
+    #[arg(long, env = "WORKER_ORCD_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     /// How log lines on stderr look
     #[arg(long, env = "WORKER_ORCD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
@@ -177,6 +193,17 @@ impl WorkerConfig {
                 origin == "*" || (origin.contains("://") && !origin.ends_with('/'))
             })?;
         }
+        if let Some(url) = &self.otlp_endpoint {
+            rule("--otlp-endpoint", url, "http://host:port or https://host:port", is_http)?;
+        }
+        let alone = match (&self.ssl_certfile, &self.ssl_keyfile) {
+            (Some(_), None) => Some(("--ssl-keyfile", "the key of --ssl-certfile")),
+            (None, Some(_)) => Some(("--ssl-certfile", "the certificate of --ssl-keyfile")),
+            _ => None,
+        };
+        if let Some((flag, expected)) = alone {
+            return Err(ConfigError { flag, expected: expected.into(), got: "nothing".into() });
+        }
         let bounds: [(&'static str, Option<u64>, RangeInclusive<u64>); 11] = [
             ("--port", Some(u64::from(self.port)), 1024..=65_535),
             ("--max-tokens-in", self.max_tokens_in.map(|tokens| tokens as u64), TOKENS),
@@ -208,6 +235,11 @@ impl WorkerConfig {
     pub const fn drain_timeout(&self) -> Duration {
         Duration::from_secs(self.drain_timeout_sec)
     }
+}
+
+fn is_http(url: &str) -> bool {
+    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    host.is_some_and(|host| !host.is_empty() && !host.starts_with('/'))
 }
 
 fn rule(
@@ -269,6 +301,7 @@ mod tests {
             ("--log-level", &["debug", "worker_orcd=trace,warn"], &["a=b=c"]),
             ("--served-model-name", &["m", "org/m"], &[""]),
             ("--cors-origin", &["*", "http://localhost:3000"], &["localhost", "http://x/"]),
+            ("--otlp-endpoint", &["http://c:4318", "https://c"], &["c:4318", "grpc://c", "http:///"]),
             ("--worker-id", &["w", "0190-a.b:c_d"], &["", "two words", "é"]),
         ] {
             for value in good {
@@ -279,6 +312,16 @@ mod tests {
                 assert_eq!((error.flag, error.got.as_str()), (flag, *value), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn a_certificate_and_its_key_come_together() {
+        for (given, missing) in [("--ssl-certfile", "--ssl-keyfile"), ("--ssl-keyfile", "--ssl-certfile")] {
+            let error = parse(&[given, "a.pem"]).unwrap().validate().unwrap_err();
+            assert_eq!(error.flag, missing, "{error}");
+        }
+        let both = ["--ssl-certfile", "a.pem", "--ssl-keyfile", "b.pem"];
+        assert_eq!(parse(&both).unwrap().validate(), Ok(()));
     }
 
     #[test]

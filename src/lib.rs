@@ -54,6 +54,8 @@
 //! * **No fallback in silence.** A CUDA worker without CUDA ends with an error that names the alternatives.
 //! * **Nothing is allocated on a device after the last plan is compiled.** Weights, cache, one activation arena.
 //! * **Files and requests are hostile** until checked; no check panics.
+//! * **Logs, metrics and traces hold figures and outcomes**, never a prompt or an answer ([`server::log`],
+//!   [`server::trace`]).
 //! * **Sampling is counter-based** (Philox, keyed by seed and index of the token) and integer arithmetic after two float
 //!   operations, so that host and devices draw the same token.
 

@@ -6,8 +6,7 @@ use std::process::ExitCode;
 use worker_orcd::commands::Cli;
 
 fn main() -> ExitCode {
-    let cli = Cli::from_args(std::env::args_os());
-    match cli.run() {
+    match Cli::from_args(std::env::args_os()).and_then(Cli::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed; the exit code still tells.

@@ -12,6 +12,16 @@ pub(crate) fn seed() -> u64 {
     bits() >> 11
 }
 
+/// An id of a trace, not 0.
+pub(crate) fn trace_id() -> u128 {
+    (u128::from(bits()) << 64 | u128::from(bits())).max(1)
+}
+
+/// An id of a span, not 0.
+pub(crate) fn span_id() -> u64 {
+    bits().max(1)
+}
+
 /// A random (version 4) UUID in its text form.
 pub(crate) fn uuid() -> String {
     let (high, low) = (bits(), bits());

@@ -58,6 +58,12 @@ __device__ __forceinline__ Words4 load_ahead(const Words4* address) {
     return v;
 }
 
+__device__ __forceinline__ u32 load_ahead(const u32* address) {
+    u32 v;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
+    return v;
+}
+
 __device__ __forceinline__ Words2 load_ahead(const Words2* address) {
     Words2 v;
     asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address) : "memory");
@@ -78,6 +84,26 @@ __device__ __forceinline__ u16 load_ahead(const u16* address) {
 
 // Asks for the line of an address; it need not be readable.
 __device__ __forceinline__ void prefetch_to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
+// A place in shared memory as copies name it.
+typedef u32 SharedAddress;
+__device__ __forceinline__ SharedAddress shared_address(void* shared) { return (u32)__cvta_generic_to_shared(shared); }
+
+// What is read once leaves L2 first, so that code, keys and activations stay.
+typedef u64 CachePolicy;
+__device__ __forceinline__ CachePolicy read_once() {
+    CachePolicy policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+// Copies 16 bytes from FROM behind `source` to TO behind `target`, behind the caller's back.
+template <u32 TO, u32 FROM>
+__device__ __forceinline__ void copy_async_at(SharedAddress target, const void* source, CachePolicy policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0 + %2], [%1 + %3], 16, %4;" ::"r"(target), "l"(source), "n"(TO),
+                 "n"(FROM), "l"(policy)
+                 : "memory");
+}
 
 // Copies 16 bytes to shared memory behind the caller's back; zeros when `valid` is false (`source` is then not read).
 __device__ __forceinline__ void copy_async(void* shared, const void* source, bool valid) {

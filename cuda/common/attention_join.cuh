@@ -30,7 +30,7 @@ __device__ __forceinline__ void join_heads(u32 rows, u32 count, u32 head_dim, co
     float out[D / 8];
 #pragma unroll
     for (int i = 0; i < D / 8; ++i) out[i] = 0.0f;
-#pragma unroll 4
+#pragma unroll 2
     for (u32 u = 0; u < count; ++u) {
         const float* softmax = tiles.softmax + (u64)u * tiles.softmax_stride;
         const float* partial = tiles.partial + (u64)u * tiles.partial_stride;

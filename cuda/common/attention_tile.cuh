@@ -129,6 +129,14 @@ struct QueryFragments {
     Words4 at[D / 16][32][2];
 };
 
+// The power of two that brings a row's largest element to [128, 256), and its inverse.
+__device__ __forceinline__ float query_scale(float largest, float& unscale) {
+    i32 exponent = 7 + 127 - (i32)(__float_as_uint(largest) >> 23);
+    exponent = exponent > 100 ? 100 : exponent < -100 ? -100 : exponent;
+    unscale = __uint_as_float((u32)(127 - exponent) << 23);
+    return __uint_as_float((u32)(127 + exponent) << 23);
+}
+
 // Loads the rows' queries, times scale * log2 e, normalised by a power of two per row; returns its inverse.
 template <int D>
 __device__ __forceinline__ void load_queries(const AttentionArgs& args, const LaneRows& rows, u32 lane,
@@ -145,12 +153,7 @@ __device__ __forceinline__ void load_queries(const AttentionArgs& args, const La
             q[r][i] = rows.live[r] && first + i < args.head_dim ? row[first + i] * factor : 0.0f;
             largest = fmaxf(largest, fabsf(q[r][i]));
         }
-        largest = quad_max(largest);
-        // The largest element lands in [128, 256).
-        i32 exponent = 7 + 127 - (i32)(__float_as_uint(largest) >> 23);
-        exponent = exponent > 100 ? 100 : exponent < -100 ? -100 : exponent;
-        const float normalise = __uint_as_float((u32)(127 + exponent) << 23);
-        unscale[r] = __uint_as_float((u32)(127 - exponent) << 23);
+        const float normalise = query_scale(quad_max(largest), unscale[r]);
 #pragma unroll
         for (int i = 0; i < D / 4; ++i) q[r][i] *= normalise;
     }
@@ -232,6 +235,23 @@ __device__ __forceinline__ CachedHalves<WIDTH> load_cached(const AttentionArgs& 
     return halves;
 }
 
+// The same of values, a few columns at a time.
+template <int WIDTH>
+__device__ __forceinline__ CachedHalves<WIDTH> load_columns(const AttentionArgs& args, u32 kv_head, u32 slot, u32 dimension) {
+    CachedHalves<WIDTH> halves;
+    const u16* row = args.values + ((u64)slot * args.num_kv_heads + kv_head) * args.head_dim + dimension;
+    const bool live = slot != NO_SLOT && dimension < args.head_dim;
+    if constexpr (WIDTH == 4) {
+        Words2 words = {0, 0};
+        if (live) words = load_ahead((const Words2*)row);
+        halves.words[0] = words.x;
+        halves.words[1] = words.y;
+    } else {
+        halves.words[0] = live ? load_ahead((const u32*)row) : 0;
+    }
+    return halves;
+}
+
 // Values of 16 positions, as one step of the second product takes them: positions 16 step + 2t, + 1, + 8, + 9.
 template <int D>
 struct StepValues {
@@ -248,6 +268,38 @@ __device__ __forceinline__ StepValues<D> load_values(const AttentionArgs& args, 
         values.at[i] = load_cached<D / 8>(args, args.values, kv_head, slot, lane / 4 * (D / 8));
     }
     return values;
+}
+
+// Masks and scales the scores `s` of a tile whose first key is at `first_position`, and turns them into probabilities.
+__device__ __forceinline__ void tile_softmax(const AttentionArgs& args, float (&s)[8][4], const float (&unscale)[2],
+                                             const i32 (&position)[2], u32 first_position, u32 lane, RowSoftmax (&softmax)[2]) {
+    const i32 window = args.window == 0 ? 0x7fffffff : (i32)args.window;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        float largest = -INFINITY_F32;
+#pragma unroll
+        for (int n = 0; n < 8; ++n)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                const i32 distance = position[r] - (i32)(first_position + 8 * n + 2 * (lane % 4) + c);
+                float& score = s[n][2 * r + c];
+                score = position[r] >= 0 && distance >= 0 && distance < window ? score * unscale[r] : -INFINITY_F32;
+                largest = fmaxf(largest, score);
+            }
+        largest = quad_max(largest);
+        const bool empty = largest == -INFINITY_F32;
+        const float m = empty ? -INFINITY_F32 : ceilf(largest) - PROBABILITY_BITS;
+        float l = 0.0f;
+#pragma unroll
+        for (int n = 0; n < 8; ++n)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                float& score = s[n][2 * r + c];
+                score = empty || score == -INFINITY_F32 ? 0.0f : exp2_approx(score - m);
+                l += score;
+            }
+        softmax[r] = {m, quad_sum(l)};
+    }
 }
 
 // One tile. `position[r]` is the row's own position, or -1 for a row that takes no part. `last`: the largest of them.
@@ -291,33 +343,7 @@ __device__ __forceinline__ void attend_tile(const AttentionArgs& args, const Que
             }
         }
     }
-    const i32 window = args.window == 0 ? 0x7fffffff : (i32)args.window;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        float largest = -INFINITY_F32;
-#pragma unroll
-        for (int n = 0; n < 8; ++n)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                const i32 distance = position[r] - (i32)(tile * ATTENTION_TILE + 8 * n + 2 * t + c);
-                float& score = s[n][2 * r + c];
-                score = position[r] >= 0 && distance >= 0 && distance < window ? score * unscale[r] : -INFINITY_F32;
-                largest = fmaxf(largest, score);
-            }
-        largest = quad_max(largest);
-        const bool empty = largest == -INFINITY_F32;
-        const float m = empty ? -INFINITY_F32 : ceilf(largest) - PROBABILITY_BITS;
-        float l = 0.0f;
-#pragma unroll
-        for (int n = 0; n < 8; ++n)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                float& score = s[n][2 * r + c];
-                score = empty || score == -INFINITY_F32 ? 0.0f : exp2_approx(score - m);
-                l += score;
-            }
-        softmax[r] = {m, quad_sum(l)};
-    }
+    tile_softmax(args, s, unscale, position, tile * ATTENTION_TILE, lane, softmax);
 #pragma unroll
     for (int n = 0; n < D / 8; ++n)
 #pragma unroll

@@ -11,31 +11,31 @@
 
 #define SINGLE_THREADS 256
 
-// Dynamic shared memory: activation records of `rows` rows (codes of all blocks, then sums), then the warps' rings.
+// Dynamic shared memory: the activation records (codes of all blocks, then sums), then the warps' rings.
 struct SingleActivations {
     ActivationCodes* codes;
     ActivationSums* sums;
     u8* rings;
 
-    __device__ __forceinline__ SingleActivations(u32 rows, u32 blocks) {
+    __device__ __forceinline__ SingleActivations(u32 blocks) {
         DYNAMIC_SHARED(Words4, dynamic_shared);
         codes = dynamic_shared;
-        sums = (ActivationSums*)(dynamic_shared + 4 * rows * blocks);
-        rings = (u8*)(sums + rows * blocks);
+        sums = (ActivationSums*)(dynamic_shared + 4 * blocks);
+        rings = (u8*)(sums + blocks);
     }
 };
 
 // What is multiplied: records, or where there are none, floats. `struct SingleInputArgs`.
 struct SingleInput {
-    const u8* codes;  // [rows, blocks] records, or null
+    const u8* codes;  // records, or null
     const ActivationSums* sums;
-    const float* x;     // [rows, width] f32
-    const float* norm;  // [width] or null: x is one row, and multiplied is x * scale * norm[i]
+    const float* x;     // [width] f32
+    const float* norm;  // [width] or null; else x * scale * norm[i] is multiplied
 };
 
 // A batch of quads of a row; with the factors of the norm, loaded before the previous kernel ends.
 struct HeldQuads {
-    static constexpr u32 COUNT = 4;
+    static constexpr u32 COUNT = 3;
     Floats4 at[COUNT];
 
     // Quads `first` + threadIdx.x, and so on, of `quads`; zeros beyond.
@@ -49,22 +49,48 @@ struct HeldQuads {
     }
 };
 
-// Puts the records of `rows` rows in place. `factors` holds the first quads of the norm. Ends with a barrier.
-__device__ __forceinline__ void fill_activations(const SingleActivations& out, const SingleInput& in, u32 rows, u32 width,
-                                                 HeldQuads& factors, float eps, float* normed) {
+// The first records of a row, on their way.
+struct HeldRecords {
+    static constexpr u32 COUNT = 3;
+    Words4 at[COUNT];
+
+    // Part `index` of the row's `blocks` records: all codes, then all sums.
+    static __device__ __forceinline__ Words4 part(const SingleInput& in, u32 blocks, u32 index) {
+        const u32 codes = blocks * (ACTIVATION_CODE_BYTES / 16);
+        return index < codes ? ((const Words4*)in.codes)[index] : ((const Words4*)in.sums)[index - codes];
+    }
+
+    __device__ __forceinline__ void load(const SingleInput& in, u32 blocks) {
+        const u32 parts = blocks * (ACTIVATION_CODE_BYTES / 16 + 1);
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) {
+            const u32 index = i * SINGLE_THREADS + threadIdx.x;
+            at[i] = {0, 0, 0, 0};
+            if (in.codes && index < parts) at[i] = part(in, blocks, index);
+        }
+    }
+};
+
+// Puts the records of a row in place. `held`: its first ones; `factors`: the first quads of the norm. Ends with a barrier.
+__device__ __forceinline__ void fill_activations(const SingleActivations& out, const SingleInput& in, u32 blocks,
+                                                 const HeldRecords& held, HeldQuads& factors, float eps, float* normed) {
     __shared__ float partials[NORM_THREADS / 32];
+    const u32 width = blocks * 32;
     if (in.codes) {
-        const u32 parts = rows * width / 32 * (ACTIVATION_CODE_BYTES / 16);
-        const u32 sums = rows * width / 32;
-        const Words4* codes = (const Words4*)in.codes;
-        const Words4* after = (const Words4*)in.sums - parts;
+        const u32 parts = blocks * (ACTIVATION_CODE_BYTES / 16 + 1);
         Words4* to = (Words4*)out.codes;
-#pragma unroll 4
-        for (u32 i = threadIdx.x; i < parts + sums; i += SINGLE_THREADS) to[i] = i < parts ? codes[i] : after[i];
+#pragma unroll
+        for (u32 i = 0; i < HeldRecords::COUNT; ++i) {
+            const u32 index = i * SINGLE_THREADS + threadIdx.x;
+            if (index < parts) to[index] = held.at[i];
+        }
+        for (u32 i = HeldRecords::COUNT * SINGLE_THREADS + threadIdx.x; i < parts; i += SINGLE_THREADS) {
+            to[i] = HeldRecords::part(in, blocks, i);
+        }
         __syncthreads();
         return;
     }
-    const u32 quads = rows * width / 4;
+    const u32 quads = width / 4;
     HeldQuads own;
     own.load(in.x, 0, quads);
     float scale = 1.0f;
@@ -93,11 +119,10 @@ __device__ __forceinline__ void fill_activations(const SingleActivations& out, c
     __syncthreads();
 }
 
-// Which row tile of which weight is multiplied with which activation row.
+// Which row tile of which weight is multiplied.
 struct SinglePass {
     const Weight* weight;
     u64 row_tile;
-    u32 row;
 };
 
 // Multiplies `count` tiles, one after the other. `pass_of(i)` is the i-th. `prepare()` is called when the first weights are
@@ -118,25 +143,21 @@ __device__ __forceinline__ void single_product(const SingleActivations& x, u32 b
     const u32 chunks = (share + K::BLOCKS - 1) / K::BLOCKS;
     const auto place = [&](u32 i) {
         const SinglePass pass = pass_of(i);
-        return LanePlanes<FORMAT>(*pass.weight, pass.row_tile, begin, 0);
+        return CopyPlanes<FORMAT>(*pass.weight, pass.row_tile, begin, lane);
     };
     u8* const ring = x.rings + slice * K::RING;
+    const SharedAddress target = shared_address(ring + lane * 16);
     // The next chunk to copy.
-    LanePlanes<FORMAT> at = place(0);
+    CopyPlanes<FORMAT> at = place(0);
     u32 pass = 0;
     u32 chunk = 0;
     u32 to = 0;
     const auto copy_next = [&] {
         if (pass < count && chunks > 0) {
             const u32 left = share - chunk * K::BLOCKS;
-            copy_chunk<FORMAT>(ring + to * K::BYTES, at, left < K::BLOCKS ? left : K::BLOCKS, chunk % K::PER_UNIT == 0, lane);
+            copy_chunk<FORMAT>(target + to * K::BYTES, at, left < K::BLOCKS ? left : K::BLOCKS, chunk % K::PER_UNIT == 0, lane);
             to = to + 1 == K::DEPTH ? 0 : to + 1;
-            at.codes += K::BLOCKS * Strides<FORMAT>::CODES;
-            at.high += K::BLOCKS * Strides<FORMAT>::HIGH;
-            if ((chunk + 1) % K::PER_UNIT == 0) {
-                at.scales += K::UNITS * Strides<FORMAT>::SCALES;
-                at.supers += K::UNITS * Strides<FORMAT>::SUPERS;
-            }
+            at.advance((chunk + 1) % K::PER_UNIT == 0);
             if (++chunk == chunks) {
                 chunk = 0;
                 if (++pass < count) at = place(pass);
@@ -147,13 +168,12 @@ __device__ __forceinline__ void single_product(const SingleActivations& x, u32 b
 #pragma unroll 1
     for (u32 i = 0; i < K::DEPTH; ++i) copy_next();
     if (!prepare()) return;
+    StreamRow<FORMAT> row;
+    row.codes = (const u8*)(x.codes + 4 * begin * C::BLOCKS + lane % 4) + lane / 4 % 2 * 8;
+    row.sums = x.sums + begin * C::BLOCKS;
     u32 from = 0;
 #pragma unroll 1
     for (u32 i = 0; i < count; ++i) {
-        const u32 first = pass_of(i).row * blocks + begin * C::BLOCKS;
-        StreamRow<FORMAT> row;
-        row.codes = (const u8*)(x.codes + 4 * first + lane % 4) + lane / 4 % 2 * 8;
-        row.sums = x.sums + first;
         row.acc = 0.0f;
 #pragma unroll 1
         for (u32 c = 0; c < chunks; ++c) {

@@ -33,27 +33,57 @@ struct Chunk {
     static constexpr u32 RING = DEPTH * BYTES;
 };
 
-// Copies `bytes` of `BYTES`, the rest becomes zero; a warp, 16 bytes a lane at a time.
-template <u32 BYTES>
-__device__ __forceinline__ void copy_part(u8* to, const u8* from, u32 bytes, u32 lane) {
-#pragma unroll
-    for (u32 first = 0; first < BYTES; first += 512) {
-        const u32 at = first + lane * 16;
-        if (BYTES - first >= 512 || at < BYTES) copy_async(to + at, from + at, at < bytes);
+// Where a lane copies from: 16 bytes of each 512 of every plane.
+template <int FORMAT>
+struct CopyPlanes {
+    const u8* codes;
+    const u8* high;
+    const u8* scales;
+    const u8* supers;
+    CachePolicy policy;
+
+    __device__ __forceinline__ CopyPlanes(const Weight& weight, u64 row_tile, u32 unit, u32 lane) {
+        const LanePlanes<FORMAT> at(weight, row_tile, unit, 0);
+        policy = read_once();
+        codes = at.codes + lane * 16;
+        high = at.high + lane * 16;
+        scales = at.scales + lane * 16;
+        supers = at.supers + lane * 16;
     }
+
+    // To the next chunk; `ends_unit`: the scales go on too.
+    __device__ __forceinline__ void advance(bool ends_unit) {
+        using S = Strides<FORMAT>;
+        using K = Chunk<FORMAT>;
+        codes += K::BLOCKS * S::CODES;
+        if constexpr (K::HAS_HIGH) high += K::BLOCKS * S::HIGH;
+        if (!ends_unit) return;
+        scales += K::UNITS * S::SCALES;
+        if constexpr (K::HAS_SUPERS) supers += K::UNITS * S::SUPERS;
+    }
+};
+
+// Copies the first `bytes` of `BYTES`; a warp, 16 bytes a lane at a time. `AT`: place in the chunk. Bytes beyond stay what they
+// were.
+template <u32 AT, u32 BYTES, u32 FIRST = 0>
+__device__ __forceinline__ void copy_part(SharedAddress slot, const u8* from, u32 bytes, u32 lane,
+                                          CachePolicy policy) {
+    if (lane * 16 + FIRST < bytes) copy_async_at<AT + FIRST, FIRST>(slot, from, policy);
+    if constexpr (FIRST + 512 < BYTES) copy_part<AT, BYTES, FIRST + 512>(slot, from, bytes, lane, policy);
 }
 
-// Starts the copy of the chunk at `at` (of lane 0), of which `live` blocks exist. `with_scales`: it begins a unit.
+// Starts the copy of the chunk at `at`, of which `live` blocks exist, to `slot` (of this lane). `begins_unit`: with scales.
 template <int FORMAT>
-__device__ __forceinline__ void copy_chunk(u8* slot, const LanePlanes<FORMAT>& at, u32 live, bool with_scales, u32 lane) {
+__device__ __forceinline__ void copy_chunk(SharedAddress slot, const CopyPlanes<FORMAT>& at, u32 live, bool begins_unit,
+                                           u32 lane) {
     using S = Strides<FORMAT>;
     using K = Chunk<FORMAT>;
-    copy_part<K::HIGH>(slot, at.codes, live * S::CODES, lane);
-    if constexpr (K::HAS_HIGH) copy_part<K::BLOCKS * S::HIGH>(slot + K::HIGH, at.high, live * S::HIGH, lane);
-    if (!with_scales) return;
+    copy_part<0, K::HIGH>(slot, at.codes, live * S::CODES, lane, at.policy);
+    if constexpr (K::HAS_HIGH) copy_part<K::HIGH, K::BLOCKS * S::HIGH>(slot, at.high, live * S::HIGH, lane, at.policy);
+    if (!begins_unit) return;
     const u32 units = K::C::SUPER ? 1 : live;
-    copy_part<K::UNITS * S::SCALES>(slot + K::SCALES, at.scales, units * S::SCALES, lane);
-    if constexpr (K::HAS_SUPERS) copy_part<K::UNITS * S::SUPERS>(slot + K::SUPERS, at.supers, units * S::SUPERS, lane);
+    copy_part<K::SCALES, K::UNITS * S::SCALES>(slot, at.scales, units * S::SCALES, lane, at.policy);
+    if constexpr (K::HAS_SUPERS) copy_part<K::SUPERS, K::UNITS * S::SUPERS>(slot, at.supers, units * S::SUPERS, lane, at.policy);
 }
 
 // A lane's codes of block `b` of a chunk.
@@ -117,18 +147,46 @@ __device__ __forceinline__ i32 own_row(const i32 (&c)[2][4], u32 lane) {
     return lane & 2 ? sums[1] : sums[0];
 }
 
-// Adds a block to the lane's row. `x`: the lane's codes, first and second half; `scale_of(part)`.
+// The halves of MXFP4's two tables that instructions cannot hold (`mxfp4_bytes`). They pass through a shuffle, so that the
+// assembler keeps them in registers instead of making them anew for each use.
+struct ByteTables {
+    u32 plain;
+    u32 flipped;
+
+    __device__ __forceinline__ ByteTables() {
+        plain = __shfl_sync(0xffffffffu, 0xc3c2c1c0u, 0);
+        flipped = __shfl_sync(0xffffffffu, 0xbdbebfc0u, 0);
+    }
+};
+
+// As `fragments`, of row half M.
+template <int FORMAT, int M>
+__device__ __forceinline__ void fragments_by(const ByteTables& tables, const TileCodes& raw, u32 (&a)[4]) {
+    if constexpr (FORMAT == FORMAT_MXFP4) {
+        const u32 words[2] = {M == 0 ? raw.codes[0].x : raw.codes[0].z, M == 0 ? raw.codes[0].y : raw.codes[0].w};
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const u32 other = words[i] ^ 0x88888888u;
+            a[i] = permute_bytes(tables.plain, 0xccc8c6c4u, words[i]) & permute_bytes(tables.flipped, 0xb4b8babcu, other);
+            a[2 + i] = permute_bytes(tables.plain, 0xccc8c6c4u, words[i] >> 16) &
+                       permute_bytes(tables.flipped, 0xb4b8babcu, other >> 16);
+        }
+    } else {
+        fragments<FORMAT, M>(raw, a);
+    }
+}
+
+// Adds a block to the lane's row, `acc`. `x`: the lane's codes, first and second half; `scale_of(part)`.
 template <int FORMAT, class ScaleOf>
-__device__ __forceinline__ void add_single(const TileCodes& raw, const Words2& x, const ActivationSums& sums, u32 lane,
-                                           const ScaleOf& scale_of, float& acc) {
+__device__ __forceinline__ float add_single(const ByteTables& tables, const TileCodes& raw, const Words2& x, const ActivationSums& sums, u32 lane,
+                                            const ScaleOf& scale_of, float acc) {
     using C = Codec<FORMAT>;
     u32 upper[4], lower[4];
-    fragments<FORMAT, 0>(raw, upper);
-    fragments<FORMAT, 1>(raw, lower);
+    fragments_by<FORMAT, 0>(tables, raw, upper);
+    fragments_by<FORMAT, 1>(tables, raw, lower);
 #pragma unroll
     for (int part = 0; part < BlockScales<FORMAT>::PARTS; ++part) {
-        const i32 bias = C::BIASED ? sums.bias : 0;
-        i32 c[2][4] = {{0, bias, 0, bias}, {0, bias, 0, bias}};
+        i32 c[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
         if constexpr (C::HALVES) {
             mma_s8_k16(c[0], upper[2 * part], upper[2 * part + 1], part == 0 ? x.x : x.y);
             mma_s8_k16(c[1], lower[2 * part], lower[2 * part + 1], part == 0 ? x.x : x.y);
@@ -137,12 +195,14 @@ __device__ __forceinline__ void add_single(const TileCodes& raw, const Words2& x
             mma_s8_k32(c[1], lower[0], lower[1], lower[2], lower[3], x.x, x.y);
         }
         const RowScale scale = scale_of(part);
-        acc = fmaf(scale.code, sums.scale * (float)own_row(c, lane), acc);
+        const i32 sum_of_codes = own_row(c, lane) + (C::BIASED ? sums.bias : 0);
+        acc = fmaf(scale.code, sums.scale * (float)sum_of_codes, acc);
         if constexpr (C::MINIMUM) {
             const float sum = C::HALVES ? (part == 0 ? sums.low_half : sums.high_half) : sums.low_half + sums.high_half;
             acc = fmaf(scale.least, sum, acc);
         }
     }
+    return acc;
 }
 
 // What a warp needs to multiply chunk after chunk.
@@ -150,30 +210,27 @@ template <int FORMAT>
 struct StreamRow {
     const u8* codes;             // records of the slice: this lane's halves of the first block
     const ActivationSums* sums;  // of the first block
+    ByteTables tables;
     UnitScales unit;
     float acc;
 
-    // Adds the `live` blocks of the chunk in `slot`, which begins at block `first` of the slice.
+    // Adds the first `live` blocks of the chunk in `slot`, which begins at block `first` of the slice. Places beyond hold
+    // anything, and change nothing.
     __device__ __forceinline__ void add(const u8* slot, u32 first, u32 live, u32 lane) {
         using K = Chunk<FORMAT>;
         if (K::C::SUPER && first % K::C::BLOCKS == 0) unit = chunk_unit<FORMAT>(slot, lane);
-        if (live == K::BLOCKS) {
 #pragma unroll
-            for (u32 b = 0; b < K::BLOCKS; ++b) add_block_of(slot, first, b, lane);
-        } else {
-#pragma unroll 1
-            for (u32 b = 0; b < live; ++b) add_block_of(slot, first, b, lane);
+        for (u32 b = 0; b < K::BLOCKS; ++b) {
+            const Words2 x = *(const Words2*)(codes + (first + b) * ACTIVATION_CODE_BYTES);
+            const float sum = add_single<FORMAT>(
+                tables, chunk_codes<FORMAT>(slot, b, lane), x, sums[first + b], lane,
+                [&](int part) {
+                    if constexpr (Codec<FORMAT>::SUPER) return super_scale<FORMAT>(unit, first % 8 + b, part);
+                    return chunk_scale<FORMAT>(slot, b, lane);
+                },
+                acc);
+            // Slices of super-blocks are whole chunks.
+            if (K::C::SUPER || b < live) acc = sum;
         }
-    }
-
-    __device__ __forceinline__ void add_block_of(const u8* slot, u32 first, u32 b, u32 lane) {
-        const Words2 x = *(const Words2*)(codes + (first + b) * ACTIVATION_CODE_BYTES);
-        add_single<FORMAT>(
-            chunk_codes<FORMAT>(slot, b, lane), x, sums[first + b], lane,
-            [&](int part) {
-                if constexpr (Codec<FORMAT>::SUPER) return super_scale<FORMAT>(unit, first % 8 + b, part);
-                return chunk_scale<FORMAT>(slot, b, lane);
-            },
-            acc);
     }
 };

@@ -74,7 +74,7 @@ pub fn run(args: &DemoArgs, out: &mut dyn Write, notes: &mut dyn Write) -> Resul
     let prompt_tokens = prompt.len();
     let session = Session::start(open, loaded, Some(tokenizer), &device)?;
     let sampling = SamplingArgs {
-        max_tokens: args.max_tokens,
+        max_tokens: Some(args.max_tokens),
         temperature: args.temperature,
         top_k: 0,
         top_p: 1.0,

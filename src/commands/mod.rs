@@ -2,17 +2,21 @@
 
 pub mod args;
 pub mod bench;
+pub mod chat;
 pub mod compare;
+pub mod completions;
 pub mod demo;
 pub mod devices;
 pub mod forge;
 pub mod generate;
+pub mod health;
 pub mod inspect;
 pub mod kernels;
 pub mod logits;
 pub mod perplexity;
 pub mod plan;
 mod progress;
+pub mod pull;
 pub mod serve;
 pub mod session;
 pub mod tokenize;
@@ -20,15 +24,17 @@ pub mod tokenize;
 use std::ffi::OsString;
 use std::io::{self, BufReader};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use worker_orcd_core::BackendError;
 
 use crate::config::WorkerConfig;
+use crate::config::file::{ConfigFileError, layered};
 use crate::engine::{EngineError, StartError};
 use crate::gguf::GgufError;
 use crate::model::ModelError;
 use crate::text::LoadTokenizerError;
+use crate::text::chat::ChatError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +42,9 @@ pub enum CommandError {
     /// Flags that do not go together.
     #[error("{0}")]
     Usage(String),
+    /// The configuration file.
+    #[error(transparent)]
+    ConfigFile(#[from] ConfigFileError),
     /// The system.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -48,6 +57,20 @@ pub enum CommandError {
     /// The tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] LoadTokenizerError),
+    /// The chat template, or a conversation that it refuses.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// The download.
+    #[error(transparent)]
+    Pull(#[from] pull::PullError),
+    /// A worker that does not serve.
+    #[error("{url}: {reason}")]
+    Unhealthy {
+        /// Where it was asked.
+        url: String,
+        /// What it says, or why it says nothing.
+        reason: String,
+    },
     /// The device.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -75,6 +98,17 @@ pub enum CommandError {
     },
 }
 
+/// What lies below an error of an HTTP client, which by itself says little.
+fn causes(error: &reqwest::Error) -> String {
+    let mut text = String::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 /// What was needed, what there is, and for what.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -97,7 +131,7 @@ impl CommandError {
     /// 2 for a command line that cannot be meant, 3 for a device that failed while it served, 1 for everything else.
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::ConfigFile(_) => 2,
             Self::DeviceFailed(_) => 3,
             _ => 1,
         }
@@ -120,6 +154,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Generate text from one prompt
     Generate(Box<generate::GenerateArgs>),
+    /// Talk with a model
+    Chat(Box<chat::ChatArgs>),
     /// Print the last position's logits of a prompt
     Logits(Box<logits::LogitsArgs>),
     /// Turn JSON lines of text into JSON lines of token ids
@@ -140,18 +176,30 @@ enum Command {
     Kernels(kernels::KernelsArgs),
     /// Measure speed
     Bench(bench::BenchArgs),
+    /// Download a model from a hub into the cache, and print its path
+    Pull(pull::PullArgs),
+    /// Ask a worker whether it serves; the exit code says it
+    Health(health::HealthArgs),
+    /// Write a shell's completion script
+    Completions(completions::CompletionsArgs),
+    /// Write the manual
+    Man(completions::ManArgs),
 }
 
 impl Cli {
-    /// Parses a command line. One that begins with a flag of the server serves.
-    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Self {
+    /// Parses a command line. One that begins with a flag of the server serves. Help, and what cannot be parsed, end the
+    /// process.
+    ///
+    /// # Errors
+    /// The configuration file that the line names.
+    pub fn from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, CommandError> {
         let mut args: Vec<OsString> = args.into_iter().collect();
         let first = args.get(1).and_then(|first| first.to_str()).unwrap_or_default();
         let of_the_command_itself = ["-h", "--help", "-V", "--version"].contains(&first);
         if first.starts_with('-') && !of_the_command_itself {
             args.insert(1, "serve".into());
         }
-        Self::parse_from(args)
+        Ok(Self::parse_from(layered(&Self::command(), args)?))
     }
 
     /// Runs the chosen command.
@@ -164,6 +212,7 @@ impl Cli {
             Command::Serve(config) => serve::run(&config),
             Command::Demo(args) => demo::run(&args, &mut out, &mut io::stderr()),
             Command::Generate(args) => generate::run(&args, &mut out),
+            Command::Chat(args) => chat::run(&args, &mut out, &mut io::stderr()),
             Command::Logits(args) => logits::run(&args, &mut out),
             Command::Tokenize(args) => {
                 tokenize::run(&args, &mut BufReader::new(io::stdin().lock()), &mut out)
@@ -176,6 +225,10 @@ impl Cli {
             Command::Forge(args) => forge::run(&args, &mut out),
             Command::Kernels(args) => kernels::run(&args, &mut out),
             Command::Bench(args) => bench::run(&args, &mut out),
+            Command::Pull(args) => pull::run(&args, &mut out),
+            Command::Health(args) => health::run(&args, &mut out),
+            Command::Completions(args) => completions::completions(&args, &mut out),
+            Command::Man(args) => completions::man(&args, &mut out),
         }
     }
 }

@@ -10,6 +10,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -17,11 +18,15 @@ use tokio::time::timeout;
 
 use super::registry::StopCause;
 use super::state::ServerState;
+use super::supervisor;
+use super::tls::Tls;
 
 /// Time for told jobs to send their last event.
 const LAST_EVENT_TIME: Duration = Duration::from_millis(200);
 /// Time for connections to write what they hold and close; one that does not read is cut off then.
 const CLOSE_TIME: Duration = Duration::from_millis(300);
+/// Time for the last spans to reach their collector.
+const LAST_SPANS_TIME: Duration = Duration::from_millis(200);
 /// Time for a client to send the head of a request.
 const HEAD_TIME: Duration = Duration::from_secs(30);
 /// Bytes that the head of a request may have.
@@ -42,7 +47,12 @@ where
     F: Future<Output = ()>,
 {
     let (close, closing) = watch::channel(false);
-    let mut server = tokio::spawn(accept(listener, super::router(Arc::clone(&state)), closing));
+    let mut alive = JoinSet::new();
+    alive.spawn(supervisor::keep_watchdog(Arc::clone(&state)));
+    let (last_spans, exporting) = watch::channel(false);
+    let exporter = state.take_span_export().map(|export| tokio::spawn(export.run(exporting)));
+    let (router, tls) = (super::router(Arc::clone(&state)), state.tls.clone());
+    let mut server = tokio::spawn(accept(listener, router, tls, closing));
     tokio::select! {
         () = signal => {}
         () = state.shutdown_requested() => {}
@@ -50,15 +60,21 @@ where
     }
     drain(&state).await;
     close.send_replace(true);
-    if let Ok(ended) = timeout(CLOSE_TIME, &mut server).await {
-        return ended.map_err(io::Error::other);
+    let ended = timeout(CLOSE_TIME, &mut server).await;
+    if ended.is_err() {
+        server.abort();
     }
-    server.abort();
-    Ok(())
+    last_spans.send_replace(true);
+    if let Some(exporter) = exporter
+        && timeout(LAST_SPANS_TIME, exporter).await.is_err()
+    {
+        tracing::warn!("the collector of traces is slow; the last spans are lost");
+    }
+    ended.map_or(Ok(()), |ended| ended.map_err(io::Error::other))
 }
 
 /// Takes connections until told to close, then waits for those there are.
-async fn accept(listener: TcpListener, router: Router, mut closing: watch::Receiver<bool>) {
+async fn accept(listener: TcpListener, router: Router, tls: Option<Tls>, mut closing: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -66,7 +82,7 @@ async fn accept(listener: TcpListener, router: Router, mut closing: watch::Recei
             _ = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), closing.clone()));
+                    connections.spawn(connection(stream, tls.clone(), router.clone(), closing.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -85,12 +101,28 @@ async fn told(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|&closing| closing).await;
 }
 
-/// Serves one connection until its client closes it, or until the one request under way is answered once `closing`.
-async fn connection(stream: TcpStream, router: Router, mut closing: watch::Receiver<bool>) {
+/// Serves one connection, encrypted where the server has a certificate. A handshake takes no one's time but its own.
+async fn connection(stream: TcpStream, tls: Option<Tls>, router: Router, mut closing: watch::Receiver<bool>) {
     // A token is a small packet: waiting to fill a larger one would show.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
+    let Some(tls) = tls else { return converse(stream, router, closing).await };
+    let secured = tokio::select! {
+        secured = tls.secure(stream) => secured,
+        () = told(&mut closing) => return,
+    };
+    match secured {
+        Ok(stream) => converse(stream, router, closing).await,
+        Err(error) => tracing::debug!(%error, "TLS handshake"),
+    }
+}
+
+/// Answers requests until the client closes, or until the one request under way is answered once `closing`.
+async fn converse<S>(stream: S, router: Router, mut closing: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
@@ -114,6 +146,7 @@ async fn drain(state: &ServerState) {
     let began = Instant::now();
     let running = state.jobs.len();
     state.close();
+    supervisor::stopping();
     tracing::info!(event = "shutdown", running, drain_timeout_ms = state.drain_timeout.as_millis() as u64);
     if timeout(state.drain_timeout, state.jobs.emptied()).await.is_err() {
         let left = state.jobs.stop_all(StopCause::Drained);

@@ -1,4 +1,5 @@
-//! Log lines: JSON objects or text on stderr, each with the worker's name, and never with a prompt or an output.
+//! Log lines: JSON objects or text on stderr, each with the worker's name and, where it belongs to a request, the id of
+//! its trace; never with a prompt or an output.
 
 use std::fmt;
 
@@ -12,6 +13,7 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::trace::RequestTrace;
 use crate::config::LogFormat;
 
 /// The log as configured; what is installed for the process, or for one thread in a test.
@@ -95,6 +97,9 @@ where
             LogFormat::Json => {
                 write!(out, "{{\"timestamp\":\"{}\",\"level\":\"{level}\"", timestamp())?;
                 write!(out, ",\"worker_id\":{},\"target\":\"{}\"", json(&self.worker_id), meta.target())?;
+                if let Some(id) = RequestTrace::current_id() {
+                    write!(out, ",\"trace_id\":\"{id:032x}\"")?;
+                }
                 for (name, value) in &fields.0 {
                     write!(out, ",{}:{value}", json(name))?;
                 }
@@ -107,6 +112,9 @@ where
                         ("event" | "message", Value::String(text)) => write!(out, " {}", one_line(text))?,
                         _ => write!(out, " {name}={value}")?,
                     }
+                }
+                if let Some(id) = RequestTrace::current_id() {
+                    write!(out, " trace_id={id:032x}")?;
                 }
                 writeln!(out, " worker_id={}", self.worker_id)
             }

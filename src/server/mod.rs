@@ -23,8 +23,12 @@ pub mod off_thread;
 pub mod openai;
 pub mod record;
 pub mod registry;
+pub mod span_export;
 pub mod sse;
 pub mod state;
+pub mod supervisor;
+pub mod tls;
+pub mod trace;
 pub mod worker;
 
 use std::sync::Arc;
@@ -66,6 +70,7 @@ pub fn router(state: Arc<ServerState>) -> Router {
             refusal(&uri, ErrorCode::MethodNotAllowed, "the path exists, but not for this method")
         })
         .layer(from_fn_with_state(Arc::clone(&state), gate::gate))
+        .layer(from_fn_with_state(Arc::clone(&state), trace::follow))
         .with_state(state)
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::error::{ApiError, ErrorCode};
 use super::following::Progress;
 use super::log::TextPrint;
+use super::trace::RequestTrace;
 use crate::engine::{FinishReason, Histogram};
 
 /// How a request ended.
@@ -150,6 +151,12 @@ impl Tally {
 /// Says that a request was refused, and why.
 pub fn refused(tally: &Tally, job_id: Option<&str>, error: &ApiError) {
     tally.count(Outcome::of_refusal(error));
+    if let Some(trace) = RequestTrace::current() {
+        trace.note(|facts| {
+            facts.outcome = Some(Outcome::of_refusal(error).name());
+            facts.error = Some(error.code.name());
+        });
+    }
     tracing::warn!(
         event = "error",
         job_id,
@@ -186,6 +193,7 @@ pub struct Record {
     /// Its text so far.
     pub output: TextPrint,
     progress: Progress,
+    trace: Option<Arc<RequestTrace>>,
     ended: bool,
 }
 
@@ -202,12 +210,21 @@ impl Record {
             max_tokens,
             seed
         );
+        let trace = RequestTrace::current();
+        if let Some(trace) = &trace {
+            trace.note(|facts| {
+                facts.id = Some(job_id.to_owned());
+                facts.tokens_in = Some(tokens_in);
+                facts.max_tokens = Some(max_tokens);
+            });
+        }
         Self {
             tally: Arc::clone(tally),
             job_id: job_id.to_owned(),
             tokens_in,
             output: TextPrint::default(),
             progress: Progress { tokens_out: 0, submitted: Instant::now(), first_token: None },
+            trace,
             ended: false,
         }
     }
@@ -224,24 +241,39 @@ impl Record {
         }
         self.tally.count(outcome);
         self.tally.took(self.progress.submitted.elapsed());
-        tracing::info!(
-            event = "execute_end",
-            job_id = self.job_id,
-            outcome = outcome.name(),
-            tokens_in = self.tokens_in,
-            tokens_out = self.progress.tokens_out,
-            output_sha256 = self.output.sha256(),
-            output_chars = self.output.chars(),
-            ttft_ms = self.progress.time_to_first_token().map(milliseconds),
-            decode_time_ms = milliseconds(self.progress.decode_time())
-        );
+        let ttft_ms = self.progress.time_to_first_token().map(milliseconds);
+        if let Some(trace) = &self.trace {
+            trace.note(|facts| {
+                facts.outcome = Some(outcome.name());
+                facts.tokens_out = Some(self.progress.tokens_out);
+                facts.ttft_ms = ttft_ms;
+            });
+        }
+        RequestTrace::within(self.trace.as_ref(), || {
+            tracing::info!(
+                event = "execute_end",
+                job_id = self.job_id,
+                outcome = outcome.name(),
+                tokens_in = self.tokens_in,
+                tokens_out = self.progress.tokens_out,
+                output_sha256 = self.output.sha256(),
+                output_chars = self.output.chars(),
+                ttft_ms,
+                decode_time_ms = milliseconds(self.progress.decode_time())
+            );
+        });
     }
 
     /// Writes the last line of one that failed, and why.
     pub fn fail(&mut self, error: &ApiError) {
         self.end(Outcome::of_failure(error));
         let (code, reason) = (error.code.name(), &error.message);
-        tracing::warn!(event = "error", job_id = self.job_id, code, reason);
+        if let Some(trace) = &self.trace {
+            trace.note(|facts| facts.error = Some(code));
+        }
+        RequestTrace::within(self.trace.as_ref(), || {
+            tracing::warn!(event = "error", job_id = self.job_id, code, reason);
+        });
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the routes share: the limits, the loaded model once there is one, and the live jobs.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -11,6 +11,9 @@ use super::error::{ApiError, ErrorCode};
 use super::openai::grammar::Grammars;
 use super::record::Tally;
 use super::registry::{Refusal, Registry};
+use super::span_export::{self, ExportError, SpanExport, SpanSender};
+use super::supervisor;
+use super::tls::{Tls, TlsError};
 use super::worker::{ModelCard, Worker, WorkerHealth};
 use crate::config::WorkerConfig;
 use crate::engine::Health;
@@ -63,6 +66,20 @@ impl Status {
     }
 }
 
+/// Something that the server needs is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum SetUpError {
+    /// The keys of clients.
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+    /// The certificate or its key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The collector of traces.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+}
+
 /// State of the server, shared by all routes.
 #[derive(Debug)]
 pub struct ServerState {
@@ -84,11 +101,15 @@ pub struct ServerState {
     pub api_keys: Option<ApiKeys>,
     /// Origins of web pages that may send requests.
     pub cors_origins: Vec<String>,
+    /// How connections are encrypted, if they are.
+    pub tls: Option<Tls>,
     /// Counts of all requests.
     pub tally: Arc<Tally>,
     /// Live jobs by name.
     pub jobs: Arc<Registry>,
     model: OnceLock<LoadedModel>,
+    spans: Option<SpanSender>,
+    span_export: Mutex<Option<SpanExport>>,
     /// When the server began, in seconds since 1970.
     pub created: u64,
     started: Instant,
@@ -100,8 +121,14 @@ impl ServerState {
     ///
     /// # Errors
     ///
-    /// The file of keys is of no use.
-    pub fn loading(config: &WorkerConfig) -> Result<Arc<Self>, KeyFileError> {
+    /// The file of keys, the certificate, its key or the collector's address is of no use.
+    pub fn loading(config: &WorkerConfig) -> Result<Arc<Self>, SetUpError> {
+        let tls = match (&config.ssl_certfile, &config.ssl_keyfile) {
+            (Some(certificate), Some(key)) => Some(Tls::load(certificate, key)?),
+            _ => None,
+        };
+        let spans = span_export::open(config.otlp_endpoint.as_deref(), &config.worker_id)?;
+        let (spans, span_export) = spans.unzip();
         Ok(Arc::new(Self {
             worker_id: config.worker_id.clone(),
             max_tokens_in: config.max_tokens_in,
@@ -112,9 +139,12 @@ impl ServerState {
             model_path: config.model.model.display().to_string(),
             api_keys: config.api_key_file.as_deref().map(ApiKeys::load).transpose()?,
             cors_origins: config.cors_origin.clone(),
+            tls,
             tally: Arc::default(),
             jobs: Arc::default(),
             model: OnceLock::new(),
+            spans,
+            span_export: Mutex::new(span_export),
             created: super::openai::reply::unix_seconds(),
             started: Instant::now(),
             shutdown: Notify::new(),
@@ -136,6 +166,7 @@ impl ServerState {
         let model = LoadedModel { card, tokenizer, chat, grammars: Arc::default(), worker };
         self.model.set(model).map_err(Box::new)?;
         tracing::info!(event = "ready", load_ms = self.uptime().as_millis() as u64);
+        supervisor::ready();
         Ok(())
     }
 
@@ -149,6 +180,16 @@ impl ServerState {
             return Err(ApiError::of(ErrorCode::ShuttingDown, "shutting down"));
         }
         self.model().ok_or_else(|| ApiError::of(ErrorCode::Loading, "the model is still loading"))
+    }
+
+    /// Where requests leave their spans, if anywhere.
+    pub fn span_sender(&self) -> Option<SpanSender> {
+        self.spans.clone()
+    }
+
+    /// The other end, for the one task that takes the spans to the collector.
+    pub fn take_span_export(&self) -> Option<SpanExport> {
+        self.span_export.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The name the model says it has.

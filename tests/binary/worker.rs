@@ -38,11 +38,23 @@ pub(crate) struct WorkerProcess {
 
 impl WorkerProcess {
     pub(crate) fn start(backend: &str, model: &Path, flags: &[&str]) -> Self {
+        Self::start_in(&[], backend, model, flags)
+    }
+
+    /// One with these variables beside its own flags.
+    pub(crate) fn start_in(
+        environment: &[(&str, &str)],
+        backend: &str,
+        model: &Path,
+        flags: &[&str],
+    ) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let port_text = port.to_string();
         let model = model.to_str().unwrap();
         let base = ["--model", model, "--backend", backend, "--port", &port_text];
-        let child = command(&base).args(flags).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut command = command(&base);
+        command.args(flags).envs(environment.iter().copied());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut worker = Self { child, addr: SocketAddr::from(([127, 0, 0, 1], port)) };
         worker.wait_until_ready();
         worker

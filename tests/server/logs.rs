@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 use worker_orcd::config::LogFormat;
 use worker_orcd::server::log::{TextPrint, subscriber};
 
-use crate::http::post;
+use crate::http::{post, request};
 use crate::{Server, check_stream};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 static LOG: Mutex<Vec<u8>> = Mutex::new(vec![]);
 
@@ -41,11 +43,12 @@ fn the_log_follows_a_request_and_holds_no_text() {
     let server = Server::start(&[]);
     let secret = "Zanzibar7 rendezvous🙂";
     let jobs = ["log-fine", "hang-log", "oom-log", "full-log"];
-    for job_id in ["log-fine", "oom-log"] {
-        let reply =
-            post(server.addr, "/execute", &json!({ "job_id": job_id, "prompt": secret, "stop": ["qqq"] }));
-        check_stream(&reply.events());
-    }
+    let traced = json!({ "job_id": "log-fine", "prompt": secret, "stop": ["qqq"] }).to_string();
+    let place = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let headers = [("content-type", "application/json"), ("traceparent", &place)];
+    check_stream(&request(server.addr, "POST", "/execute", &headers, traced.as_bytes()).events());
+    let failing = json!({ "job_id": "oom-log", "prompt": secret, "stop": ["qqq"] });
+    check_stream(&post(server.addr, "/execute", &failing).events());
     post(server.addr, "/execute", &json!({ "job_id": "full-log", "prompt": secret }));
     post(server.addr, "/execute", &json!({ "job_id": "bad-log", "prompt": secret, "temperature": secret }));
     let mut gone = post(server.addr, "/execute", &json!({ "job_id": "hang-log", "prompt": secret }));
@@ -63,6 +66,12 @@ fn the_log_follows_a_request_and_holds_no_text() {
     assert_eq!(events("full-log"), ["error"]);
     assert_eq!(events("hang-log"), ["execute_start", "execute_end"]);
     assert!(lines.iter().all(|line| line["worker_id"] == "w-log" && line["timestamp"].is_string()));
+    let traces = |job: &str| -> Vec<Value> {
+        lines.iter().filter(|line| line["job_id"] == job).map(|line| line["trace_id"].clone()).collect()
+    };
+    assert_eq!(traces("log-fine"), [TRACE, TRACE], "the caller's, from the first line to the last");
+    let own = traces("oom-log");
+    assert!(own.iter().all(|id| *id == own[0] && id.as_str().is_some_and(|id| id.len() == 32)), "{own:?}");
 
     let line = |job: &str, event: &str| {
         lines.iter().find(|line| line["job_id"] == job && line["event"] == event).unwrap().clone()

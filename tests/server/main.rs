@@ -8,8 +8,11 @@
 )]
 
 mod chat;
+#[path = "../support/collector.rs"]
+mod collector;
 mod completions;
 mod control;
+mod deploy;
 mod engine;
 mod execute;
 mod gate;
@@ -19,7 +22,9 @@ mod info;
 mod logs;
 mod metrics;
 mod mock;
+mod tls;
 mod tokenize;
+mod traces;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

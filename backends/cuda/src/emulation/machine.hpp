@@ -379,6 +379,17 @@ inline T load_stream(const T* address) { return *address; }
 inline float load_fresh(const float* address) { return *address; }
 template <class T>
 inline T load_ahead(const T* address) { return *address; }
+typedef u8* SharedAddress;
+inline SharedAddress shared_address(void* shared) { return (u8*)shared; }
+
+typedef u64 CachePolicy;
+inline CachePolicy read_once() { return 0; }
+
+template <u32 TO, u32 FROM>
+inline void copy_async_at(SharedAddress target, const void* source, CachePolicy) {
+    memcpy(target + TO, (const u8*)source + FROM, 16);
+}
+
 inline void prefetch_to_l2(const void*) {}
 
 inline void copy_async(void* shared, const void* source, bool valid) {

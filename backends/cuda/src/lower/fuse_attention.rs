@@ -4,11 +4,21 @@
 use bytemuck::{Pod, Zeroable};
 use worker_orcd_core::{BackendError, Node, Op};
 
-use super::attention::{self, AttentionArgs, MAX_PARTIAL_BYTES, PADDED_HEAD_DIMS, THREADS, WARP_ROWS, WARPS};
+use super::attention::{self, AttentionArgs, MAX_PARTIAL_BYTES, PADDED_HEAD_DIMS, WARP_ROWS};
 use super::position::{RotationArgs, kv_write_args, rotation};
 use super::{Lowering, Rule, output};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
+
+/// Tiles that a CTA works on at once (`TEAMS`).
+const fn teams(padded: u32) -> u32 {
+    if padded <= 64 { 4 } else { 2 }
+}
+
+/// Threads per CTA (`STEP_THREADS`): four warps a team.
+const fn threads(padded: u32) -> u32 {
+    teams(padded) * 128
+}
 
 /// `struct AttentionStepArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -59,8 +69,8 @@ fn step(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError
     let warp_heads = args.num_kv_heads * head_groups;
     args.arrivals = lowering.counters(last, warp_heads as usize)?;
     write_result(lowering, last, &mut args)?;
-    let wanted = (2 * lowering.traits().multiprocessors).div_ceil(warp_heads).max(1);
-    let grid = [1, warp_heads, wanted.min(args.tiles.div_ceil(WARPS))];
+    let wanted = lowering.traits().multiprocessors.div_ceil(warp_heads).max(1);
+    let grid = [1, warp_heads, wanted.min(args.tiles.div_ceil(teams(padded)))];
     let args = AttentionStepArgs {
         attention: args,
         rotation: angles,
@@ -71,7 +81,7 @@ fn step(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError
         reserved: 0,
     };
     let label = [first, second, third, last].map(|node| node.label.as_str()).join("+");
-    lowering.launch(Launch::grid(&label, kernel_name(padded), grid, [THREADS, 1, 1], 0, &args));
+    lowering.launch(Launch::grid(&label, kernel_name(padded), grid, [threads(padded), 1, 1], 0, &args));
     Ok(4)
 }
 
@@ -100,7 +110,7 @@ fn kernel_name(padded: u32) -> String {
 pub(super) fn units() -> Vec<Unit> {
     let of = |padded: u32| {
         let name = kernel_name(padded);
-        let kernel = Kernel::of::<AttentionStepArgs>(name.clone(), THREADS);
+        let kernel = Kernel::of::<AttentionStepArgs>(name.clone(), threads(padded));
         let source = include_str!("../../../../cuda/attention_step.cu");
         Unit::new(format!("attention_step_d{padded}"), "attention_step.cu", source, vec![kernel])
             .define("HEAD_DIM_PADDED", padded)

@@ -133,6 +133,8 @@ struct MoeLinearCombinedArgs {
     bias: DevicePtr,
     residual: DevicePtr,
     y: DevicePtr,
+    products: DevicePtr,
+    arrivals: DevicePtr,
     outputs: u32,
     top_k: u32,
     expert_count: u32,
@@ -179,7 +181,7 @@ fn product<'a>(lowering: &Lowering<'a>, index: usize) -> Result<Option<Product<'
     let Some(node) = lowering.program().nodes().get(index) else { return Ok(None) };
     let Op::Linear { x, weight, bias } = node.op else { return Ok(None) };
     let weight = lowering.weight(node, weight)?;
-    let fits = is_single(lowering, lowering.rows(x)) && takes(lowering, weight, 1);
+    let fits = is_single(lowering, lowering.rows(x)) && takes(lowering, weight);
     Ok(fits.then_some(Product { node, x, weight, bias, y: output(node)? }))
 }
 
@@ -188,11 +190,10 @@ fn is_single(lowering: &Lowering<'_>, rows: RowSet) -> bool {
     lowering.program().shape().tokens == 1 && lowering.max_rows(rows) == 1
 }
 
-/// Whether a weight is quantised and `rows` rows of its activations fit shared memory.
-fn takes(lowering: &Lowering<'_>, weight: &DeviceWeight, rows: u32) -> bool {
+/// Whether a weight is quantised and a row of its activations fits shared memory.
+fn takes(lowering: &Lowering<'_>, weight: &DeviceWeight) -> bool {
     let limit = MAX_SHARED_BYTES.min(lowering.traits().max_shared_bytes);
-    !is_plain(weight.spec.dtype)
-        && shared_bytes(weight.spec.dtype, rows.saturating_mul(weight.layout.blocks())) <= limit
+    !is_plain(weight.spec.dtype) && shared_bytes(weight.spec.dtype, weight.layout.blocks()) <= limit
 }
 
 /// Dynamic shared memory for `records` activation records and the rings of weights.
@@ -445,8 +446,7 @@ fn expert_product<'a>(
     let weight = lowering.weight(node, weight)?;
     let top_k = lowering.width(experts);
     let shared = lowering.width(x) as usize == weight.spec.cols;
-    let rows = if shared { 1 } else { top_k };
-    let fits = is_single(lowering, RowSet::Tokens) && takes(lowering, weight, rows);
+    let fits = is_single(lowering, RowSet::Tokens) && takes(lowering, weight);
     Ok(fits.then_some(ExpertProduct { node, x, experts, weight, bias, y: output(node)?, top_k, shared }))
 }
 
@@ -505,7 +505,7 @@ fn moe_gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backend
     };
     let taken = begin + 3 - index;
     let label = labels(lowering.program().nodes().get(index..index + taken).unwrap_or_default());
-    let grid = [ctas(lowering, args.gate.row_tiles * args.top_k), 1, 1];
+    let grid = [args.gate.row_tiles, args.top_k, 1];
     let kernel = kernel_name("moe_linear", "gated", gate.weight.spec.dtype);
     let shared = shared_bytes(gate.weight.spec.dtype, args.gate.blocks);
     if let Some((_, ids, _)) = router {
@@ -566,6 +566,7 @@ fn moe_combined(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Back
         (Some(_), Some(next)) => (output(next)?, 3),
         _ => (combined, 2),
     };
+    let row_tiles = down.weight.layout.row_tiles();
     let args = MoeLinearCombinedArgs {
         weight: down.weight.layout.args(down.weight.address),
         x: floats_or_records(lowering, down.x),
@@ -575,15 +576,17 @@ fn moe_combined(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Back
         bias: lowering.vector(down.node, down.bias)?,
         residual: residual.map_or(DevicePtr::NULL, |value| lowering.value(value)),
         y: lowering.value(y),
+        products: lowering.scratch(down.top_k as usize * down.weight.spec.rows * size_of::<f32>()),
+        arrivals: lowering.counters(combine, row_tiles as usize)?,
         outputs: down.weight.spec.rows as u32,
         top_k: down.top_k,
         expert_count: down.weight.spec.experts as u32,
         early: u32::from(lowering.is_settled(down.experts)),
     };
     let label = labels(program.nodes().get(index..index + taken).unwrap_or_default());
-    let grid = [ctas(lowering, args.weight.row_tiles), 1, 1];
+    let grid = [row_tiles, args.top_k, 1];
     let kernel = kernel_name("moe_linear", "combined", down.weight.spec.dtype);
-    let shared = shared_bytes(down.weight.spec.dtype, down.top_k * args.weight.blocks);
+    let shared = shared_bytes(down.weight.spec.dtype, args.weight.blocks);
     lowering.launch(Launch::grid(&label, kernel, grid, [SINGLE_THREADS, 1, 1], shared, &args));
     Ok(taken)
 }
