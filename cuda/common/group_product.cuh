@@ -25,15 +25,35 @@
 // [eight columns][high, low][half of the block][column][element]
 typedef u8 GroupCodes[GROUP_COLUMNS / 8][2][2][8][16];
 
+// Of a block's weights, bytes a lane copies for itself: codes, high bits, and per quad of lanes the scales of its rows.
+template <int FORMAT>
+struct LaneBytes {
+    using S = Strides<FORMAT>;
+    static constexpr int CODES = FORMAT == FORMAT_Q8_0 ? 16 : S::CODES == 256 ? 4 : 8;
+    static constexpr int HIGH = FORMAT == FORMAT_Q5_0 || FORMAT == FORMAT_Q5_1 || FORMAT == FORMAT_Q5_K ||
+                                        FORMAT == FORMAT_Q3_K || FORMAT == FORMAT_Q6_K
+                                    ? 4
+                                    : 0;
+    static constexpr int SCALES = Codec<FORMAT>::SUPER ? 0 : S::SCALES == 128 ? 8 : 4;
+};
+
+// What a stage holds of the activations: scales alone, or all sums for formats with a minimum.
 template <bool MINIMUM>
-struct GroupStage {
-    GroupCodes codes[GROUP_BLOCKS];
+struct GroupSums {
     float scales[GROUP_BLOCKS][GROUP_COLUMNS];
 };
 template <>
-struct GroupStage<true> {
-    GroupCodes codes[GROUP_BLOCKS];
+struct GroupSums<true> {
     ActivationSums sums[GROUP_BLOCKS][GROUP_COLUMNS];
+};
+
+template <int FORMAT>
+struct GroupStage : GroupSums<Codec<FORMAT>::MINIMUM> {
+    using L = LaneBytes<FORMAT>;
+    GroupCodes codes[GROUP_BLOCKS];
+    alignas(16) u8 weight_codes[GROUP_BLOCKS][GROUP_THREADS][L::CODES];
+    alignas(16) u8 weight_high[GROUP_BLOCKS][L::HIGH ? GROUP_THREADS : 1][L::HIGH ? L::HIGH : 8];
+    alignas(16) u8 weight_scales[GROUP_BLOCKS][L::SCALES ? GROUP_THREADS / 4 : 1][L::SCALES ? L::SCALES : 8];
 };
 
 struct alignas(16) FourSums {
@@ -42,7 +62,7 @@ struct alignas(16) FourSums {
 
 template <int FORMAT>
 struct GroupShared {
-    GroupStage<Codec<FORMAT>::MINIMUM> stages[GROUP_STAGES];
+    GroupStage<FORMAT> stages[GROUP_STAGES];
     FourSums totals[PIECES * 4][GROUP_THREADS];  // each thread's own
     PhaseBarrier full[GROUP_STAGES];   // everybody's copies have ended
     PhaseBarrier empty[GROUP_STAGES];  // every warp has left
@@ -63,49 +83,64 @@ struct HalfPlanes {
         : at(weight, row_tile, 0, lane), m(half) {
         at.codes += m * (S::CODES / 2 / (FORMAT == FORMAT_Q8_0 ? 1 : 32));
         if (FORMAT == FORMAT_Q6_K) at.high += 4 * m;
-        if (!Codec<FORMAT>::SUPER) at.scales += m * (S::SCALES / 16);
+        // MXFP4 has the scales of both halves in one word.
+        if (!Codec<FORMAT>::SUPER && FORMAT != FORMAT_MXFP4) at.scales += m * (S::SCALES / 16);
     }
 };
 
+// Starts the copies of this lane's weights of a block.
+template <int FORMAT>
+__device__ __forceinline__ void copy_half(const HalfPlanes<FORMAT>& half, GroupStage<FORMAT>& stage, u32 b, u32 block) {
+    using S = Strides<FORMAT>;
+    using L = LaneBytes<FORMAT>;
+    copy_bytes_async<L::CODES>(stage.weight_codes[b][threadIdx.x], half.at.codes + block * S::CODES);
+    if constexpr (L::HIGH > 0) copy_bytes_async<4>(stage.weight_high[b][threadIdx.x], half.at.high + block * S::HIGH);
+    if constexpr (L::SCALES > 0) {
+        if (threadIdx.x % 4 == 0) {
+            copy_bytes_async<L::SCALES>(stage.weight_scales[b][threadIdx.x / 4], half.at.scales + block * S::SCALES);
+        }
+    }
+}
+
 // The codes of a block; as a whole tile's, whose first half they take the place of.
 template <int FORMAT>
-__device__ __forceinline__ TileCodes load_half(const HalfPlanes<FORMAT>& half, u32 block) {
-    using S = Strides<FORMAT>;
+__device__ __forceinline__ TileCodes load_half(const GroupStage<FORMAT>& stage, u32 b) {
+    using L = LaneBytes<FORMAT>;
     TileCodes raw;
-    const u8* codes = half.at.codes + block * S::CODES;
-    const u8* high = half.at.high + block * S::HIGH;
-    if constexpr (FORMAT == FORMAT_Q8_0) {
-        raw.codes[0] = load_ahead((const Words4*)codes);
-    } else if constexpr (S::CODES == 256) {
-        raw.pairs.x = load_ahead((const u32*)codes);
+    const u8* codes = stage.weight_codes[b][threadIdx.x];
+    if constexpr (L::CODES == 16) {
+        raw.codes[0] = *(const Words4*)codes;
+    } else if constexpr (L::CODES == 4) {
+        raw.pairs.x = *(const u32*)codes;
     } else {
-        const Words2 words = load_ahead((const Words2*)codes);
+        const Words2 words = *(const Words2*)codes;
         raw.codes[0].x = words.x;
         raw.codes[0].y = words.y;
     }
-    if constexpr (FORMAT == FORMAT_Q6_K) raw.pairs.x = load_ahead((const u32*)high);
-    if constexpr (FORMAT == FORMAT_Q5_0 || FORMAT == FORMAT_Q5_1 || FORMAT == FORMAT_Q5_K || FORMAT == FORMAT_Q3_K) {
-        raw.high = load_ahead((const u32*)high);
+    if constexpr (L::HIGH > 0) {
+        const u32 high = *(const u32*)stage.weight_high[b][threadIdx.x];
+        if constexpr (FORMAT == FORMAT_Q6_K) {
+            raw.pairs.x = high;
+        } else {
+            raw.high = high;
+        }
     }
     return raw;
 }
 
-// Scales of a unit as they lie in memory: of the lane's two rows, or for super-blocks the record of row g + 8t.
+// Scales of the lane's two rows, where they are not super-blocks'.
 template <int FORMAT>
-__device__ __forceinline__ ScaleRecord load_half_record(const HalfPlanes<FORMAT>& half, u32 unit) {
-    using S = Strides<FORMAT>;
-    const u8* scales = half.at.scales + unit * S::SCALES;
+__device__ __forceinline__ ScaleRecord load_half_scales(const GroupStage<FORMAT>& stage, u32 b, u32 m) {
+    using L = LaneBytes<FORMAT>;
     ScaleRecord record;
-    if constexpr (Codec<FORMAT>::SUPER) {
-        record = load_record<FORMAT>(half.at, unit);
-    } else if constexpr (S::SCALES == 128) {
-        const Words2 words = load_ahead((const Words2*)scales);
+    const u8* scales = stage.weight_scales[b][threadIdx.x / 4];
+    if constexpr (L::SCALES == 8) {
+        const Words2 words = *(const Words2*)scales;
         record.row.x = words.x;
         record.row.y = words.y;
-    } else if constexpr (S::SCALES == 64) {
-        record.row.x = load_ahead((const u32*)scales);
     } else {
-        record.row.x = load_ahead((const u16*)scales);
+        record.row.x = *(const u32*)scales;
+        if (FORMAT == FORMAT_MXFP4) record.row.x >>= 16 * m;
     }
     return record;
 }
@@ -195,7 +230,7 @@ struct GroupCopies {
     }
 
     // Starts the copies of the blocks from `block` on; there may be fewer than a stage has, or none.
-    __device__ __forceinline__ void start(GroupStage<Codec<FORMAT>::MINIMUM>& stage, u32 block) const {
+    __device__ __forceinline__ void start(GroupStage<FORMAT>& stage, u32 block) const {
         const u32 lane = threadIdx.x % 32;
         const u32 warp = threadIdx.x / 32;
 #pragma unroll
@@ -208,7 +243,7 @@ struct GroupCopies {
             } else if constexpr (Codec<FORMAT>::MINIMUM) {
                 copy_async(&stage.sums[b][threadIdx.x - 256], first + (block + b) * sizeof(ActivationSums), true);
             } else {
-                copy_word_async(&stage.scales[b][threadIdx.x - 256], first + (block + b) * sizeof(ActivationSums));
+                copy_bytes_async<4>(&stage.scales[b][threadIdx.x - 256], first + (block + b) * sizeof(ActivationSums));
             }
         }
     }
@@ -236,7 +271,7 @@ __device__ __forceinline__ void multiply(const u32 (&a)[4], u32 codes, int part,
 // Adds a block's sums to `acc`.
 template <int FORMAT, int N>
 __device__ __forceinline__ void add_sums(const i32 (&sums)[N], const HalfScales<FORMAT>& scales, int part,
-                                         const GroupStage<Codec<FORMAT>::MINIMUM>& stage, u32 b, float (&acc)[N]) {
+                                         const GroupStage<FORMAT>& stage, u32 b, float (&acc)[N]) {
     using C = Codec<FORMAT>;
 #pragma unroll
     for (int n = 0; n < N / 4; ++n) {
@@ -301,27 +336,25 @@ __device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, boo
             slice_end = slice_begin(slice + 1, units);
         }
     };
-    // The next two blocks' weights, in registers.
-    TileCodes raw, next_raw;
-    ScaleRecord record, next_record;
+    // A super-block's scales, in registers; they arrive two blocks early.
+    ScaleRecord record;
     UnitScales unit;
-    if (active) {
-        if (blocks > 0) {
-            raw = load_half<FORMAT>(at, 0);
-            record = load_half_record<FORMAT>(at, 0);
-        }
-        if (blocks > 1) {
-            next_raw = load_half<FORMAT>(at, 1);
-            if (!C::SUPER) next_record = load_half_record<FORMAT>(at, 1);
-        }
-    }
+    if (C::SUPER && active && blocks > 0) record = load_record<FORMAT>(at.at, 0);
     end_slices(0);
     const u32 stages = (blocks + GROUP_BLOCKS - 1) / GROUP_BLOCKS;
     const GroupCopies<FORMAT> copies(x, shared.rows, blocks);
-    for (u32 i = 0; i < GROUP_AHEAD && i < stages; ++i) {
-        copies.start(shared.stages[i], i * GROUP_BLOCKS);
-        shared.full[i].arrive_copied();
-    }
+    const auto fill = [&](u32 index) {
+        const u32 place = index % GROUP_STAGES;
+        copies.start(shared.stages[place], index * GROUP_BLOCKS);
+#pragma unroll
+        for (u32 b = 0; b < GROUP_BLOCKS; ++b) {
+            const u32 block = index * GROUP_BLOCKS + b;
+            if (active && block < blocks) copy_half<FORMAT>(at, shared.stages[place], b, block);
+        }
+        shared.full[place].arrive_copied();
+    };
+#pragma unroll 1
+    for (u32 i = 0; i < GROUP_AHEAD && i < stages; ++i) fill(i);
     // Blocks are not unrolled, so that the loop stays in the instruction cache next to the scheduler. Warps go through the
     // stages on their own: a stage is filled when everybody's copies have ended, and free when every warp has left it.
 #pragma unroll 1
@@ -332,28 +365,20 @@ __device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, boo
         if (b == 0) {
             const u32 ahead = index + GROUP_AHEAD;
             if (ahead < stages) {
-                const u32 target = ahead % GROUP_STAGES;
-                if (ahead >= GROUP_STAGES) shared.empty[target].wait((ahead / GROUP_STAGES - 1) % 2);
-                copies.start(shared.stages[target], ahead * GROUP_BLOCKS);
-                shared.full[target].arrive_copied();
+                if (ahead >= GROUP_STAGES) shared.empty[ahead % GROUP_STAGES].wait((ahead / GROUP_STAGES - 1) % 2);
+                fill(ahead);
             }
             shared.full[place].wait(index / GROUP_STAGES % 2);
             publish_operands();
         }
         if (active) {
-            const GroupStage<C::MINIMUM>& stage = shared.stages[place];
+            const GroupStage<FORMAT>& stage = shared.stages[place];
             u32 a[4];
-            half_fragments<FORMAT>(raw, m, a);
+            half_fragments<FORMAT>(load_half<FORMAT>(stage, b), m, a);
+            if constexpr (!C::SUPER) record = load_half_scales<FORMAT>(stage, b, m);
             if (!C::SUPER || block % 8 == 0) unit = unpack<FORMAT>(record);
             const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
-            raw = next_raw;
-            if (!C::SUPER) record = next_record;
-            if (block + 2 < blocks) {
-                next_raw = load_half<FORMAT>(at, block + 2);
-                if (!C::SUPER) next_record = load_half_record<FORMAT>(at, block + 2);
-                // A super-block's scales arrive two blocks early.
-                if (C::SUPER && block % 8 == 6) record = load_half_record<FORMAT>(at, (block + 2) / 8);
-            }
+            if (C::SUPER && block % 8 == 6 && block + 2 < blocks) record = load_record<FORMAT>(at.at, (block + 2) / 8);
             const u32 codes = shared_operand(stage.codes[b]);
             i32 sums[N];
 #pragma unroll

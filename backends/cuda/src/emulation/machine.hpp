@@ -425,7 +425,8 @@ inline void products_commit() {}
 template <int N>
 inline void products_wait(i32 (&)[N]) {}
 inline void publish_operands() {}
-inline void copy_word_async(void* shared, const void* source) { memcpy(shared, source, 4); }
+template <int BYTES>
+inline void copy_bytes_async(void* shared, const void* source) { memcpy(shared, source, BYTES); }
 
 struct alignas(8) PhaseBarrier {
     u16 count, missing;

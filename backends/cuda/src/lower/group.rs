@@ -24,8 +24,8 @@ pub(super) const COLUMNS: u32 = 128;
 const PIECE_COLUMNS: u32 = 32;
 /// Threads of a CTA.
 const THREADS: u32 = 384;
-/// Activation blocks in shared memory.
-const BLOCKS: u32 = 8;
+/// Stages in shared memory, of two blocks each.
+const STAGES: u32 = 4;
 /// The capability they are for.
 const CAPABILITY: u32 = 90;
 /// Products of one launch.
@@ -97,12 +97,26 @@ pub(super) const GATED: Rule = Rule { name: "group.gated", apply: gated };
 const fn shared_bytes(dtype: DType) -> u32 {
     let minimum = matches!(dtype, DType::Q4_1 | DType::Q5_1 | DType::Q2_K | DType::Q4_K | DType::Q5_K);
     let sums = if minimum { SUM_BYTES } else { size_of::<f32>() };
-    let stages = BLOCKS * COLUMNS * (CODE_BYTES + sums) as u32;
-    // Two barriers of 8 bytes per stage of two blocks, a sum for each output, and two words a column.
-    BLOCKS / 2 * 16
-        + stages
-        + TILES * 32 * COLUMNS * size_of::<f32>() as u32
-        + 2 * COLUMNS * size_of::<u32>() as u32
+    // Of each lane; the scales of non-super-blocks once per four lanes. What a format lacks still takes 16 bytes a stage.
+    let codes = match dtype {
+        DType::Q8_0 => 16,
+        DType::Q2_K | DType::Q3_K => 4,
+        _ => 8,
+    };
+    let high = match dtype {
+        DType::Q5_0 | DType::Q5_1 | DType::Q5_K | DType::Q3_K | DType::Q6_K => 8 * THREADS,
+        _ => 16,
+    };
+    let scales = match dtype {
+        DType::Q4_1 | DType::Q5_1 => 4 * THREADS,
+        DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K => 16,
+        _ => 2 * THREADS,
+    };
+    let activations = 2 * COLUMNS * (CODE_BYTES + sums) as u32;
+    // Two barriers of 8 bytes each.
+    let stage = activations + 2 * THREADS * codes + high + scales + 16;
+    // A sum for each output, and two words a column.
+    STAGES * stage + TILES * 32 * COLUMNS * size_of::<f32>() as u32 + 2 * COLUMNS * size_of::<u32>() as u32
 }
 
 /// Columns of a CTA where `row_groups` CTAs share them and there are at most `most`: as many as leave no multiprocessor
