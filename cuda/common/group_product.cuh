@@ -21,6 +21,7 @@
 #define GROUP_BLOCKS 2
 #define GROUP_STAGES 4
 #define GROUP_AHEAD 2
+static_assert(GROUP_AHEAD * GROUP_BLOCKS < 8, "the record of a super-block is taken out before the next one comes");
 
 // [eight columns][high, low][half of the block][column][element]
 typedef u8 GroupCodes[GROUP_COLUMNS / 8][2][2][8][16];
@@ -35,6 +36,9 @@ struct LaneBytes {
                                     ? 4
                                     : 0;
     static constexpr int SCALES = Codec<FORMAT>::SUPER ? 0 : S::SCALES == 128 ? 8 : 4;
+    // Of a super-block: sub-scales, and super-scales where those have no room for them.
+    static constexpr int RECORD = Codec<FORMAT>::SUPER ? 16 : 0;
+    static constexpr int SUPERS = FORMAT == FORMAT_Q2_K ? 4 : FORMAT == FORMAT_Q6_K ? 2 : 0;
 };
 
 // What a stage holds of the activations: scales alone, or all sums for formats with a minimum.
@@ -62,7 +66,11 @@ struct alignas(16) FourSums {
 
 template <int FORMAT>
 struct GroupShared {
+    using L = LaneBytes<FORMAT>;
     GroupStage<FORMAT> stages[GROUP_STAGES];
+    // Of the super-block that begins next; a lane takes its own out as it begins.
+    alignas(16) u8 records[L::RECORD ? GROUP_THREADS : 1][16];
+    alignas(16) u8 supers[L::SUPERS ? GROUP_THREADS : 4][L::SUPERS ? L::SUPERS : 4];
     FourSums totals[PIECES * 4][GROUP_THREADS];  // each thread's own
     PhaseBarrier full[GROUP_STAGES];   // everybody's copies have ended
     PhaseBarrier empty[GROUP_STAGES];  // every warp has left
@@ -100,6 +108,29 @@ __device__ __forceinline__ void copy_half(const HalfPlanes<FORMAT>& half, GroupS
             copy_bytes_async<L::SCALES>(stage.weight_scales[b][threadIdx.x / 4], half.at.scales + block * S::SCALES);
         }
     }
+}
+
+// Starts the copies of this lane's record of a super-block.
+template <int FORMAT>
+__device__ __forceinline__ void copy_record(const HalfPlanes<FORMAT>& half, GroupShared<FORMAT>& shared, u32 unit) {
+    using S = Strides<FORMAT>;
+    using L = LaneBytes<FORMAT>;
+    copy_bytes_async<16>(shared.records[threadIdx.x], half.at.scales + unit * S::SCALES);
+    if constexpr (L::SUPERS == 4) copy_bytes_async<4>(shared.supers[threadIdx.x], half.at.supers + unit * S::SUPERS);
+    if constexpr (L::SUPERS == 2) {
+        // Two lanes' at once.
+        if (threadIdx.x % 2 == 0) copy_bytes_async<4>(shared.supers[threadIdx.x], half.at.supers + unit * S::SUPERS);
+    }
+}
+
+template <int FORMAT>
+__device__ __forceinline__ ScaleRecord load_copied_record(const GroupShared<FORMAT>& shared) {
+    using L = LaneBytes<FORMAT>;
+    ScaleRecord record;
+    record.row = *(const Words4*)shared.records[threadIdx.x];
+    if constexpr (L::SUPERS == 4) record.super = *(const u32*)shared.supers[threadIdx.x];
+    if constexpr (L::SUPERS == 2) record.super = *(const u16*)shared.supers[threadIdx.x];
+    return record;
 }
 
 // The codes of a block; as a whole tile's, whose first half they take the place of.
@@ -336,10 +367,7 @@ __device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, boo
             slice_end = slice_begin(slice + 1, units);
         }
     };
-    // A super-block's scales, in registers; they arrive two blocks early.
-    ScaleRecord record;
     UnitScales unit;
-    if (C::SUPER && active && blocks > 0) record = load_record<FORMAT>(at.at, 0);
     end_slices(0);
     const u32 stages = (blocks + GROUP_BLOCKS - 1) / GROUP_BLOCKS;
     const GroupCopies<FORMAT> copies(x, shared.rows, blocks);
@@ -349,7 +377,11 @@ __device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, boo
 #pragma unroll
         for (u32 b = 0; b < GROUP_BLOCKS; ++b) {
             const u32 block = index * GROUP_BLOCKS + b;
-            if (active && block < blocks) copy_half<FORMAT>(at, shared.stages[place], b, block);
+            if (!active || block >= blocks) break;
+            copy_half<FORMAT>(at, shared.stages[place], b, block);
+            if constexpr (C::SUPER) {
+                if (block % 8 == 0) copy_record<FORMAT>(at, shared, block / 8);
+            }
         }
         shared.full[place].arrive_copied();
     };
@@ -375,10 +407,12 @@ __device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, boo
             const GroupStage<FORMAT>& stage = shared.stages[place];
             u32 a[4];
             half_fragments<FORMAT>(load_half<FORMAT>(stage, b), m, a);
-            if constexpr (!C::SUPER) record = load_half_scales<FORMAT>(stage, b, m);
-            if (!C::SUPER || block % 8 == 0) unit = unpack<FORMAT>(record);
+            if constexpr (C::SUPER) {
+                if (block % 8 == 0) unit = unpack<FORMAT>(load_copied_record<FORMAT>(shared));
+            } else {
+                unit = unpack<FORMAT>(load_half_scales<FORMAT>(stage, b, m));
+            }
             const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
-            if (C::SUPER && block % 8 == 6 && block + 2 < blocks) record = load_record<FORMAT>(at.at, (block + 2) / 8);
             const u32 codes = shared_operand(stage.codes[b]);
             i32 sums[N];
 #pragma unroll

@@ -14,8 +14,9 @@ use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{WeightArgs, is_plain};
 
-/// Columns up to which the other shapes are used.
-pub(super) const LEAST_COLUMNS: u32 = 128;
+/// Columns up to which the other shapes are used: with fewer, experts have too few pairs to fill a CTA. Tests on the emulated
+/// machine come to these kernels sooner.
+pub(super) const LEAST_COLUMNS: u32 = if cfg!(test) { 128 } else { 512 };
 /// Row tiles of a CTA.
 pub(super) const TILES: u32 = 6;
 /// Most columns of a CTA.
@@ -115,8 +116,17 @@ const fn shared_bytes(dtype: DType) -> u32 {
     let activations = 2 * COLUMNS * (CODE_BYTES + sums) as u32;
     // Two barriers of 8 bytes each.
     let stage = activations + 2 * THREADS * codes + high + scales + 16;
+    let record = match dtype {
+        DType::Q2_K => (16 + 4) * THREADS,
+        DType::Q6_K => (16 + 2) * THREADS,
+        DType::Q3_K | DType::Q4_K | DType::Q5_K => 16 * THREADS + 16,
+        _ => 32,
+    };
     // A sum for each output, and two words a column.
-    STAGES * stage + TILES * 32 * COLUMNS * size_of::<f32>() as u32 + 2 * COLUMNS * size_of::<u32>() as u32
+    STAGES * stage
+        + record
+        + TILES * 32 * COLUMNS * size_of::<f32>() as u32
+        + 2 * COLUMNS * size_of::<u32>() as u32
 }
 
 /// Columns of a CTA where `row_groups` CTAs share them and there are at most `most`: as many as leave no multiprocessor
