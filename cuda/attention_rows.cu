@@ -10,9 +10,10 @@
 #define D HEAD_DIM_PADDED
 #define ATTENTION_WARPS 4
 
-// Chunks of 16 bytes from one cached row to the next: lanes that read at once, eight of a phase, meet no bank twice.
+// Chunks of 16 bytes from one cached row to the next: lanes that read at once, eight of a phase, meet no bank twice, but for keys
+// of 128, which would not fit the shared memory of 8.6.
 #define VALUE_STRIDE (D / 8 + 1)
-#define KEY_STRIDE (D == 96 ? D / 8 : D / 8 + 1)
+#define KEY_STRIDE (D >= 96 ? D / 8 : D / 8 + 1)
 
 struct RowsStage {
     Words4 keys[ATTENTION_TILE][KEY_STRIDE];

@@ -141,7 +141,7 @@ fn kernel_name(shape: &str, padded: u32) -> String {
 
 /// `sizeof(RowsShared)`: query fragments of every warp, and two stages of padded keys and values.
 const fn rows_shared_bytes(padded: u32) -> u32 {
-    let key_stride = if padded == 96 { padded / 8 } else { padded / 8 + 1 };
+    let key_stride = if padded >= 96 { padded / 8 } else { padded / 8 + 1 };
     WARPS * padded * 64 + 2 * TILE * 16 * (key_stride + padded / 8 + 1)
 }
 

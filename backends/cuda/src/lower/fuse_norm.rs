@@ -47,7 +47,7 @@ fn quantize(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendE
         rows: lowering.row_count(rows),
         width,
         eps,
-        planes: u32::from(lowering.planes_apart(rows)),
+        planes: u32::from(lowering.planes_apart(y)),
         reserved: 0,
     };
     let grid = lowering.max_rows(rows);

@@ -7,7 +7,9 @@
 use bytemuck::{Pod, Zeroable};
 use worker_orcd_core::{BackendError, DType, Op, RowSet, SwiGluKind, ValueId, WeightSpec};
 
-use super::linear::{self, ActivationArgs, CODE_BYTES, SUM_BYTES, format_unit_of, kernel_name};
+use super::linear::{
+    self, ActivationArgs, CODE_BYTES, SUM_BYTES, format_unit_of, kernel_name, product_shape,
+};
 use super::moe::{self, MoeLinearArgs, RoutingArgs};
 use super::{DeviceWeight, Lowering, Rule, output};
 use crate::kernels::{Kernel, Unit};
@@ -139,6 +141,13 @@ fn columns_of(row_groups: u32, most: u32, multiprocessors: u32) -> u32 {
     columns
 }
 
+/// Whether these kernels multiply `rows` rows with a weight faster than the others: the scales of super-blocks take so many
+/// registers that sweeps win where they fill the device.
+pub(super) fn takes(weight: &DeviceWeight, rows: u32, multiprocessors: u32) -> bool {
+    let supers = weight.spec.dtype.block_elements() == 256;
+    !supers || product_shape(weight.layout.row_tiles(), rows, multiprocessors).0 != "sweep"
+}
+
 fn launch<A: Pod>(label: &str, op: &str, shape: &str, dtype: DType, grid: [u32; 3], args: &A) -> Launch {
     Launch::grid(label, kernel_name(op, shape, dtype), grid, [THREADS, 1, 1], shared_bytes(dtype), args)
 }
@@ -219,7 +228,12 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
         && readers.codes
         && !readers.floats;
     // A row tile is a block of the records.
-    if !legal || !lowering.planes_apart(rows) || is_plain(spec.dtype) || !spec.rows.is_multiple_of(32) {
+    if !legal
+        || !lowering.planes_apart(pair.x)
+        || !lowering.planes_apart(y)
+        || is_plain(spec.dtype)
+        || !spec.rows.is_multiple_of(32)
+    {
         return Ok(0);
     }
     let (kind, alpha, limit) = match kind {

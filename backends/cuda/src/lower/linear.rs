@@ -158,7 +158,7 @@ fn share_input(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backe
         products.push((node, product));
     }
     let rows = lowering.rows(shared);
-    if let (Some(x), true) = (activations, lowering.planes_apart(rows)) {
+    if let (Some(x), true) = (activations, lowering.planes_apart(shared)) {
         emit_groups(lowering, (x, rows), &products);
         return Ok(taken);
     }
@@ -258,7 +258,7 @@ pub(super) fn quantize(
         rows: lowering.row_count(rows),
         blocks,
         rows_per,
-        planes: u32::from(lowering.planes_apart(rows)),
+        planes: u32::from(lowering.planes_apart(x)),
         reserved: 0,
     };
     let grid = [blocks.div_ceil(QUANTIZE_BLOCKS), most, 1];
@@ -280,7 +280,7 @@ fn emit(
     let outputs = product.weight.spec.rows as u32;
     let dtype = product.weight.spec.dtype;
     let launch = if let Some(x) = activations {
-        if lowering.planes_apart(rows) {
+        if lowering.planes_apart(product.x) {
             group::linear(lowering, (product.label, dtype), (x, rows), &[product.part(lowering)])
         } else {
             let args = LinearArgs { weight, x, bias, residual, y, columns, outputs, reserved: 0 };
@@ -304,7 +304,7 @@ fn emit(
 
 /// Kernel shape and grid for `row_tiles` tiles and `most` columns. Sweeps move the fewest bytes per operation, but only
 /// pay once they fill the device.
-fn product_shape(row_tiles: u32, most: u32, multiprocessors: u32) -> (&'static str, [u32; 3]) {
+pub(super) fn product_shape(row_tiles: u32, most: u32, multiprocessors: u32) -> (&'static str, [u32; 3]) {
     let sweep = [row_tiles.div_ceil(SWEEP_TILES), most.div_ceil(SWEEP_COLUMNS), 1];
     if most > SWEEP_COLUMNS && sweep[0] * sweep[1] >= multiprocessors {
         return ("sweep", sweep);

@@ -396,10 +396,21 @@ impl<'a> Lowering<'a> {
         self.codes.get(&x).copied()
     }
 
-    /// Whether the activation records of values with such rows hold high and low bytes apart, as the kernels of
-    /// warpgroups take them: there are so many that these kernels read them all.
-    pub(crate) const fn planes_apart(&self, rows: RowSet) -> bool {
-        self.target.traits.arch.has_warpgroup_products() && self.max_rows(rows) > group::LEAST_COLUMNS
+    /// Whether the activation records of `x` hold high and low bytes apart, as the kernels of warpgroups take them: all its
+    /// readers are products that these kernels are for.
+    pub(crate) fn planes_apart(&self, x: ValueId) -> bool {
+        let rows = self.max_rows(self.rows(x));
+        let traits = self.target.traits;
+        let takes = |node: &Node| match node.op {
+            Op::Linear { weight, .. } | Op::MoeLinear { weight, .. } => {
+                let weight = self.target.weights.get(weight.0 as usize);
+                weight.is_none_or(|weight| group::takes(weight, rows, traits.multiprocessors))
+            }
+            _ => true,
+        };
+        traits.arch.has_warpgroup_products()
+            && rows > group::LEAST_COLUMNS
+            && self.program.nodes().iter().filter(|node| node.op.reads().contains(&x)).all(takes)
     }
 
     /// Room for the activation records of `x`, kept until its last reader. Whoever asks must emit the launch that fills
