@@ -2,7 +2,7 @@
 // every sum.
 //
 // Compiled per padded head size: -DHEAD_DIM_PADDED=32, 64, 96 or 128 (head_dim a multiple of 8, at most that).
-// Grid: (1, kv heads * head groups, tile groups), 512 threads, 256 for heads above 64. Each CTA rotates its own query heads;
+// Grid: (1, kv heads * head groups, tile groups), 384 threads, 256 for heads above 64. Each CTA rotates its own query heads;
 // a warp of the team that has the tile of the token's own position first rotates the key and stores it with the value. A team
 // of four warps shares a tile: each scores two groups of eight keys, and multiplies some of the dimensions of the values.
 // Tiles are joined through shared memory when one CTA has them all, else by the last CTA to arrive. Little code, run once:
@@ -16,7 +16,7 @@
 #include "common/rotation.cuh"
 
 #define D HEAD_DIM_PADDED
-#define TEAMS (D <= 64 ? 4 : 2)
+#define TEAMS (D <= 64 ? 3 : 2)
 #define TEAM_WARPS 4
 #define STEP_THREADS (TEAMS * TEAM_WARPS * 32)
 #define WARP_ROWS 16

@@ -31,7 +31,7 @@ struct LinearSingleArgs {
     u32 tiles;
 };
 
-KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, 3) {
+KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, 4) {
     const u32 blocks = args.products[0].weight.blocks;
     const SingleActivations x(blocks);
     const u32 live = *args.columns;
@@ -40,8 +40,7 @@ KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, 3) {
     };
     const auto tile_at = [&](u32 i) { return blockIdx.x + i * gridDim.x; };
     const auto first_of = [&](u32 product) { return product == 0 ? 0 : args.products[product - 1].end_tile; };
-    HeldQuads factors;
-    factors.load(args.x.norm, 0, blocks * 8);
+    request_norm(args.x, blocks);
     single_product<WEIGHT_FORMAT>(
         x, blocks, (args.tiles - blockIdx.x + gridDim.x - 1) / gridDim.x, 1,
         [&](u32 i) {
@@ -54,7 +53,7 @@ KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, 3) {
             if (live == 0) return false;
             HeldRecords held;
             held.load(args.x, blocks);
-            fill_activations(x, args.x, blocks, held, factors, args.eps, blockIdx.x == 0 ? args.normed : 0);
+            fill_activations(x, args.x, blocks, held, args.eps, blockIdx.x == 0 ? args.normed : 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {
@@ -86,12 +85,14 @@ struct LinearGatedArgs {
     u32 reserved;
 };
 
-KERNEL(LINEAR_GATED, LinearGatedArgs, SINGLE_THREADS, 3) {
+// Formats that do not fit 64 registers.
+#define GATED_CTAS (WEIGHT_FORMAT == FORMAT_Q4_1 || WEIGHT_FORMAT == FORMAT_Q4_K ? 3 : 4)
+
+KERNEL(LINEAR_GATED, LinearGatedArgs, SINGLE_THREADS, GATED_CTAS) {
     const u32 blocks = args.gate.blocks;
     const SingleActivations x(blocks);
     const u32 live = *args.columns;
-    HeldQuads factors;
-    factors.load(args.x.norm, 0, blocks * 8);
+    request_norm(args.x, blocks);
     // Gate and up take turns.
     const auto tile_at = [&](u32 i) { return blockIdx.x + i / 2 * gridDim.x; };
     float gate = 0.0f;
@@ -104,7 +105,7 @@ KERNEL(LINEAR_GATED, LinearGatedArgs, SINGLE_THREADS, 3) {
             if (live == 0) return false;
             HeldRecords held;
             held.load(args.x, blocks);
-            fill_activations(x, args.x, blocks, held, factors, args.eps, 0);
+            fill_activations(x, args.x, blocks, held, args.eps, 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {

@@ -42,6 +42,10 @@ __device__ __forceinline__ u32 expert_at(const u32* experts, u32 k, u32 count) {
     return expert < count ? expert : 0;
 }
 
+// The others do not fit 64 registers.
+#define FORMAT_CTAS \
+    (WEIGHT_FORMAT == FORMAT_MXFP4 || WEIGHT_FORMAT == FORMAT_Q8_0 || WEIGHT_FORMAT == FORMAT_Q4_0 ? 4 : 3)
+
 // Most experts of a token.
 #define MOST_CHOSEN 32
 
@@ -68,7 +72,7 @@ __device__ __forceinline__ void find_experts(const MoeLinearGatedArgs& args, u32
     __syncthreads();
 }
 
-KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, SINGLE_THREADS, 3) {
+KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, SINGLE_THREADS, FORMAT_CTAS) {
     __shared__ u32 chosen[MOST_CHOSEN];
     const u32 blocks = args.gate.blocks;
     const SingleActivations x(blocks);
@@ -89,8 +93,7 @@ KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, SINGLE_THREADS, 3) {
         x, blocks, (row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x * 2, 2,
         [&](u32 i) { return SinglePass{i % 2 == 0 ? &args.gate : &args.up, expert * row_tiles + tile_at(i)}; },
         [&] {
-            HeldQuads none;
-            fill_activations(x, args.x, blocks, held, none, 0.0f, 0);
+            fill_activations(x, args.x, blocks, held, 0.0f, 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {
@@ -126,7 +129,7 @@ struct MoeLinearCombinedArgs {
     u32 early;  // the experts were chosen before the previous kernel, so weights need not wait for it
 };
 
-KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, 3) {
+KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, FORMAT_CTAS) {
     const u32 blocks = args.weight.blocks;
     const SingleActivations x(blocks);
     const u32 k = blockIdx.y;
@@ -149,8 +152,7 @@ KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, 3) {
             if (live == 0) return false;
             HeldRecords held;
             held.load(own, blocks);
-            HeldQuads none;
-            fill_activations(x, own, blocks, held, none, 0.0f, 0);
+            fill_activations(x, own, blocks, held, 0.0f, 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {

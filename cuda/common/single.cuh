@@ -33,7 +33,7 @@ struct SingleInput {
     const float* norm;  // [width] or null; else x * scale * norm[i] is multiplied
 };
 
-// A batch of quads of a row; with the factors of the norm, loaded before the previous kernel ends.
+// A batch of quads of a row.
 struct HeldQuads {
     static constexpr u32 COUNT = 3;
     Floats4 at[COUNT];
@@ -71,9 +71,14 @@ struct HeldRecords {
     }
 };
 
-// Puts the records of a row in place. `held`: its first ones; `factors`: the first quads of the norm. Ends with a barrier.
+// Asks for the factors of a norm, before the previous kernel has ended.
+__device__ __forceinline__ void request_norm(const SingleInput& in, u32 blocks) {
+    for (u32 block = threadIdx.x; in.norm && block < blocks; block += SINGLE_THREADS) prefetch_to_l2(in.norm + block * 32);
+}
+
+// Puts the records of a row in place. `held`: its first ones. Ends with a barrier.
 __device__ __forceinline__ void fill_activations(const SingleActivations& out, const SingleInput& in, u32 blocks,
-                                                 const HeldRecords& held, HeldQuads& factors, float eps, float* normed) {
+                                                 const HeldRecords& held, float eps, float* normed) {
     __shared__ float partials[NORM_THREADS / 32];
     const u32 width = blocks * 32;
     if (in.codes) {
@@ -91,16 +96,13 @@ __device__ __forceinline__ void fill_activations(const SingleActivations& out, c
         return;
     }
     const u32 quads = width / 4;
-    HeldQuads own;
-    own.load(in.x, 0, quads);
     float scale = 1.0f;
-    if (in.norm) scale = rms_scale(in.x, width, eps, partials);
 #pragma unroll 1
     for (u32 first = 0; first < quads; first += HeldQuads::COUNT * SINGLE_THREADS) {
-        if (first > 0) {
-            own.load(in.x, first, quads);
-            factors.load(in.norm, first, quads);
-        }
+        HeldQuads own, factors;
+        own.load(in.x, first, quads);
+        factors.load(in.norm, first, quads);
+        if (in.norm && first == 0) scale = rms_scale(in.x, width, eps, partials);
 #pragma unroll
         for (u32 i = 0; i < HeldQuads::COUNT; ++i) {
             const u32 index = first + i * SINGLE_THREADS + threadIdx.x;

@@ -178,8 +178,8 @@ __device__ __forceinline__ void fragments_by(const ByteTables& tables, const Til
 
 // Adds a block to the lane's row, `acc`. `x`: the lane's codes, first and second half; `scale_of(part)`.
 template <int FORMAT, class ScaleOf>
-__device__ __forceinline__ float add_single(const ByteTables& tables, const TileCodes& raw, const Words2& x, const ActivationSums& sums, u32 lane,
-                                            const ScaleOf& scale_of, float acc) {
+__device__ __forceinline__ float add_single(const ByteTables& tables, const TileCodes& raw, const Words2& x,
+                                            const ActivationSums& sums, u32 lane, const ScaleOf& scale_of, float acc) {
     using C = Codec<FORMAT>;
     u32 upper[4], lower[4];
     fragments_by<FORMAT, 0>(tables, raw, upper);

@@ -10,9 +10,9 @@ use super::{Lowering, Rule, output};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 
-/// Tiles that a CTA works on at once (`TEAMS`).
+/// Tiles that a CTA works on at once (`TEAMS`): a window of 128 positions touches at most three.
 const fn teams(padded: u32) -> u32 {
-    if padded <= 64 { 4 } else { 2 }
+    if padded <= 64 { 3 } else { 2 }
 }
 
 /// Threads per CTA (`STEP_THREADS`): four warps a team.

@@ -20,6 +20,7 @@ mod norm;
 mod position;
 mod sample;
 mod single;
+mod single_experts;
 
 use std::collections::HashMap;
 
@@ -109,8 +110,8 @@ pub(crate) const RULES: &[Rule] = &[
     single::GATED,
     single::PRODUCTS,
     single::PLAIN_NORMED,
-    single::MOE_GATED,
-    single::MOE_COMBINED,
+    single_experts::GATED,
+    single_experts::COMBINED,
     fuse_experts::GATED,
     group::GATED,
     fuse_norm::QUANTIZE,
@@ -135,6 +136,7 @@ pub(crate) fn units() -> Vec<Unit> {
         linear::units(),
         group::units(),
         single::units(),
+        single_experts::units(),
         elementwise::units(),
         position::units(),
         attention::units(),

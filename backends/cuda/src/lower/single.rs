@@ -14,7 +14,7 @@ use crate::launch::{DevicePtr, Launch};
 use crate::layout::{TILE_COLUMNS, WeightArgs, is_plain, plane_bytes};
 
 /// Threads per CTA (`SINGLE_THREADS`), eight warps of one slice each.
-const SINGLE_THREADS: u32 = 256;
+pub(super) const SINGLE_THREADS: u32 = 256;
 /// Slices, each with a ring of weights (`SLICES`).
 const SLICES: usize = 8;
 /// Most bytes of one ring (`Chunk::DEPTH`).
@@ -25,8 +25,6 @@ const RESIDENT: u32 = 2;
 const MAX_PRODUCTS: usize = 3;
 /// Bytes of activation records per 32 elements.
 const RECORD_BYTES: u32 = 80;
-/// Most experts of a token (`MOST_CHOSEN`).
-const MOST_CHOSEN: usize = 32;
 /// Most dynamic shared memory these kernels ask for; every device has it beside their static part.
 pub(super) const MAX_SHARED_BYTES: u32 = 94 << 10;
 
@@ -44,7 +42,7 @@ struct ProductArgs {
 /// `struct SingleInput`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-struct InputArgs {
+pub(super) struct InputArgs {
     records: ActivationArgs,
     x: DevicePtr,
     norm: DevicePtr,
@@ -83,29 +81,6 @@ struct LinearGatedArgs {
     reserved: u32,
 }
 
-/// `struct MoeLinearGatedArgs`.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C)]
-struct MoeLinearGatedArgs {
-    gate: WeightArgs,
-    up: WeightArgs,
-    x: InputArgs,
-    experts: DevicePtr,
-    logits: DevicePtr,
-    weights: DevicePtr,
-    tokens: DevicePtr,
-    gate_bias: DevicePtr,
-    up_bias: DevicePtr,
-    y: DevicePtr,
-    records: ActivationArgs,
-    outputs: u32,
-    top_k: u32,
-    expert_count: u32,
-    kind: u32,
-    alpha: f32,
-    limit: f32,
-}
-
 /// `struct LinearPlainNormedArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
@@ -121,37 +96,12 @@ pub(super) struct LinearPlainNormedArgs {
     eps: f32,
 }
 
-/// `struct MoeLinearCombinedArgs`.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C)]
-struct MoeLinearCombinedArgs {
-    weight: WeightArgs,
-    x: InputArgs,
-    experts: DevicePtr,
-    weights: DevicePtr,
-    tokens: DevicePtr,
-    bias: DevicePtr,
-    residual: DevicePtr,
-    y: DevicePtr,
-    products: DevicePtr,
-    arrivals: DevicePtr,
-    outputs: u32,
-    top_k: u32,
-    expert_count: u32,
-    early: u32,
-}
-
 /// `[norm,] gate, up, swiglu` in one launch.
 pub(super) const GATED: Rule = Rule { name: "single.gated", apply: gated };
 /// `[norm,] products…` or `product, add`, one launch per format.
 pub(super) const PRODUCTS: Rule = Rule { name: "single.products", apply: products };
 /// `norm, product` over plain floats in one launch: routers.
 pub(super) const PLAIN_NORMED: Rule = Rule { name: "single.plain_normed", apply: plain_normed };
-/// `[router,] gate, up, swiglu` of the chosen experts in one launch.
-pub(super) const MOE_GATED: Rule = Rule { name: "single.moe_gated", apply: moe_gated };
-/// `down, combine[, add]` of the chosen experts in one launch.
-pub(super) const MOE_COMBINED: Rule = Rule { name: "single.moe_combined", apply: moe_combined };
-
 /// A product node over a quantised weight.
 struct Product<'a> {
     node: &'a Node,
@@ -186,23 +136,23 @@ fn product<'a>(lowering: &Lowering<'a>, index: usize) -> Result<Option<Product<'
 }
 
 /// Whether the step has one token and the set one row.
-fn is_single(lowering: &Lowering<'_>, rows: RowSet) -> bool {
+pub(super) fn is_single(lowering: &Lowering<'_>, rows: RowSet) -> bool {
     lowering.program().shape().tokens == 1 && lowering.max_rows(rows) == 1
 }
 
 /// Whether a weight is quantised and a row of its activations fits shared memory.
-fn takes(lowering: &Lowering<'_>, weight: &DeviceWeight) -> bool {
+pub(super) fn takes(lowering: &Lowering<'_>, weight: &DeviceWeight) -> bool {
     let limit = MAX_SHARED_BYTES.min(lowering.traits().max_shared_bytes);
     !is_plain(weight.spec.dtype) && shared_bytes(weight.spec.dtype, weight.layout.blocks()) <= limit
 }
 
 /// Dynamic shared memory for `records` activation records and the rings of weights.
-fn shared_bytes(dtype: DType, records: u32) -> u32 {
+pub(super) fn shared_bytes(dtype: DType, records: u32) -> u32 {
     records.saturating_mul(RECORD_BYTES).saturating_add(ring_bytes(dtype))
 }
 
 /// Bytes of all rings of a CTA: `Chunk::RING` of each slice.
-fn ring_bytes(dtype: DType) -> u32 {
+pub(super) fn ring_bytes(dtype: DType) -> u32 {
     let per = plane_bytes(dtype);
     let blocks = if dtype == DType::Q8_0 { 2 } else { 4 };
     let units = if dtype.block_elements() > TILE_COLUMNS { 1 } else { blocks };
@@ -240,13 +190,17 @@ fn input_args(
 }
 
 /// A value that is multiplied as it is.
-fn floats_or_records(lowering: &Lowering<'_>, x: ValueId) -> InputArgs {
+pub(super) fn floats_or_records(lowering: &Lowering<'_>, x: ValueId) -> InputArgs {
     let records = lowering.codes(x).unwrap_or(ActivationArgs::NONE);
     InputArgs { records, x: lowering.value(x), norm: DevicePtr::NULL }
 }
 
 /// Where the result `y` of whole row tiles goes: floats and records, each as somebody reads it.
-fn result_args(lowering: &mut Lowering<'_>, y: ValueId, outputs: usize) -> (DevicePtr, ActivationArgs) {
+pub(super) fn result_args(
+    lowering: &mut Lowering<'_>,
+    y: ValueId,
+    outputs: usize,
+) -> (DevicePtr, ActivationArgs) {
     let readers = lowering.readers(y);
     if !readers.codes || !outputs.is_multiple_of(32) {
         return (lowering.value(y), ActivationArgs::NONE);
@@ -269,7 +223,7 @@ fn ctas(lowering: &Lowering<'_>, tiles: u32) -> u32 {
     tiles.min(lowering.traits().multiprocessors * RESIDENT).max(1)
 }
 
-fn labels(nodes: &[Node]) -> String {
+pub(super) fn labels(nodes: &[Node]) -> String {
     nodes.iter().map(|node| node.label.as_str()).collect::<Vec<_>>().join("+")
 }
 
@@ -314,7 +268,7 @@ fn products(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendE
 }
 
 /// What an `Add` node adds to `product`, when nothing else reads that.
-fn residual_of(lowering: &Lowering<'_>, product: ValueId, next: &Node) -> Option<ValueId> {
+pub(super) fn residual_of(lowering: &Lowering<'_>, product: ValueId, next: &Node) -> Option<ValueId> {
     let Op::Add { a, b } = next.op else { return None };
     let other = match (a == product, b == product) {
         (true, false) => b,
@@ -361,7 +315,7 @@ fn emit(
 }
 
 /// Kind, alpha and limit as `swiglu` takes them.
-const fn gate_args(kind: SwiGluKind) -> (u32, f32, f32) {
+pub(super) const fn gate_args(kind: SwiGluKind) -> (u32, f32, f32) {
     match kind {
         SwiGluKind::Silu => (0, 0.0, 0.0),
         SwiGluKind::Clamped { alpha, limit } => (1, alpha, limit),
@@ -369,7 +323,7 @@ const fn gate_args(kind: SwiGluKind) -> (u32, f32, f32) {
 }
 
 /// The activation at `index` when it gates exactly these two values, which nothing else reads.
-fn gate_of(
+pub(super) fn gate_of(
     lowering: &Lowering<'_>,
     index: usize,
     (gate, up): (ValueId, ValueId),
@@ -424,97 +378,6 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
     Ok(taken)
 }
 
-/// An expert product of one token over a quantised weight.
-struct ExpertProduct<'a> {
-    node: &'a Node,
-    x: ValueId,
-    experts: ValueId,
-    weight: &'a DeviceWeight,
-    bias: Option<WeightId>,
-    y: ValueId,
-    top_k: u32,
-    /// Whether x has one row for all experts.
-    shared: bool,
-}
-
-fn expert_product<'a>(
-    lowering: &Lowering<'a>,
-    index: usize,
-) -> Result<Option<ExpertProduct<'a>>, BackendError> {
-    let Some(node) = lowering.program().nodes().get(index) else { return Ok(None) };
-    let Op::MoeLinear { x, experts, weight, bias } = node.op else { return Ok(None) };
-    let weight = lowering.weight(node, weight)?;
-    let top_k = lowering.width(experts);
-    let shared = lowering.width(x) as usize == weight.spec.cols;
-    let fits = is_single(lowering, RowSet::Tokens) && takes(lowering, weight);
-    Ok(fits.then_some(ExpertProduct { node, x, experts, weight, bias, y: output(node)?, top_k, shared }))
-}
-
-/// The router at `index`, if it is one of few enough choices: its logits, and the values it writes.
-fn router(lowering: &Lowering<'_>, index: usize) -> Option<(ValueId, ValueId, ValueId)> {
-    let node = lowering.program().nodes().get(index)?;
-    match (&node.op, node.outputs.as_slice()) {
-        (&Op::Router { logits, top_k }, &[ids, weights]) if top_k <= MOST_CHOSEN => {
-            Some((logits, ids, weights))
-        }
-        _ => None,
-    }
-}
-
-fn moe_gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
-    let router = router(lowering, index);
-    let begin = index + usize::from(router.is_some());
-    let (Some(gate), Some(up)) = (expert_product(lowering, begin)?, expert_product(lowering, begin + 1)?)
-    else {
-        return Ok(0);
-    };
-    let shape = |product: &ExpertProduct<'_>| {
-        let spec = &product.weight.spec;
-        (product.x, product.experts, product.shared, spec.dtype, spec.rows, spec.experts)
-    };
-    let Some((kind, y)) = gate_of(lowering, begin + 2, (gate.y, up.y))? else { return Ok(0) };
-    let routed = router.is_none_or(|(logits, ids, _)| {
-        ids == gate.experts && lowering.width(logits) as usize == gate.weight.spec.experts
-    });
-    if shape(&gate) != shape(&up) || !gate.shared || !routed || gate.top_k as usize > MOST_CHOSEN {
-        return Ok(0);
-    }
-    let (kind, alpha, limit) = gate_args(kind);
-    let (y, records) = result_args(lowering, y, gate.weight.spec.rows);
-    let (logits, weights) = router.map_or((DevicePtr::NULL, DevicePtr::NULL), |(logits, _, weights)| {
-        (lowering.value(logits), lowering.value(weights))
-    });
-    let args = MoeLinearGatedArgs {
-        gate: gate.weight.layout.args(gate.weight.address),
-        up: up.weight.layout.args(up.weight.address),
-        x: floats_or_records(lowering, gate.x),
-        experts: lowering.value(gate.experts),
-        logits,
-        weights,
-        tokens: lowering.row_count(RowSet::Tokens),
-        gate_bias: lowering.vector(gate.node, gate.bias)?,
-        up_bias: lowering.vector(up.node, up.bias)?,
-        y,
-        records,
-        outputs: gate.weight.spec.rows as u32,
-        top_k: gate.top_k,
-        expert_count: gate.weight.spec.experts as u32,
-        kind,
-        alpha,
-        limit,
-    };
-    let taken = begin + 3 - index;
-    let label = labels(lowering.program().nodes().get(index..index + taken).unwrap_or_default());
-    let grid = [args.gate.row_tiles, args.top_k, 1];
-    let kernel = kernel_name("moe_linear", "gated", gate.weight.spec.dtype);
-    let shared = shared_bytes(gate.weight.spec.dtype, args.gate.blocks);
-    if let Some((_, ids, _)) = router {
-        lowering.writes(ids);
-    }
-    lowering.launch(Launch::grid(&label, kernel, grid, [SINGLE_THREADS, 1, 1], shared, &args));
-    Ok(taken)
-}
-
 fn plain_normed(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
     let Some((source, begin)) = source(lowering, index)? else { return Ok(0) };
     let (Some((norm, eps, normed)), Some(node)) = (source.norm, lowering.program().nodes().get(begin)) else {
@@ -548,49 +411,6 @@ fn plain_normed(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Back
     Ok(2)
 }
 
-fn moe_combined(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
-    let program = lowering.program();
-    let Some(down) = expert_product(lowering, index)? else { return Ok(0) };
-    let Some(combine) = program.nodes().get(index + 1) else { return Ok(0) };
-    let weights = match combine.op {
-        Op::MoeCombine { x, weights } if x == down.y && lowering.is_private(down.y) => weights,
-        _ => return Ok(0),
-    };
-    if (down.shared && down.top_k > 1) || down.top_k as usize > MOST_CHOSEN {
-        return Ok(0);
-    }
-    let combined = output(combine)?;
-    let next = program.nodes().get(index + 2);
-    let residual = next.and_then(|next| residual_of(lowering, combined, next));
-    let (y, taken) = match (residual, next) {
-        (Some(_), Some(next)) => (output(next)?, 3),
-        _ => (combined, 2),
-    };
-    let row_tiles = down.weight.layout.row_tiles();
-    let args = MoeLinearCombinedArgs {
-        weight: down.weight.layout.args(down.weight.address),
-        x: floats_or_records(lowering, down.x),
-        experts: lowering.value(down.experts),
-        weights: lowering.value(weights),
-        tokens: lowering.row_count(RowSet::Tokens),
-        bias: lowering.vector(down.node, down.bias)?,
-        residual: residual.map_or(DevicePtr::NULL, |value| lowering.value(value)),
-        y: lowering.value(y),
-        products: lowering.scratch(down.top_k as usize * down.weight.spec.rows * size_of::<f32>()),
-        arrivals: lowering.counters(combine, row_tiles as usize)?,
-        outputs: down.weight.spec.rows as u32,
-        top_k: down.top_k,
-        expert_count: down.weight.spec.experts as u32,
-        early: u32::from(lowering.is_settled(down.experts)),
-    };
-    let label = labels(program.nodes().get(index..index + taken).unwrap_or_default());
-    let grid = [row_tiles, args.top_k, 1];
-    let kernel = kernel_name("moe_linear", "combined", down.weight.spec.dtype);
-    let shared = shared_bytes(down.weight.spec.dtype, args.weight.blocks);
-    lowering.launch(Launch::grid(&label, kernel, grid, [SINGLE_THREADS, 1, 1], shared, &args));
-    Ok(taken)
-}
-
 /// The units these rules need.
 pub(super) fn units() -> Vec<Unit> {
     let of = |dtype: DType| {
@@ -605,29 +425,12 @@ pub(super) fn units() -> Vec<Unit> {
             ],
         )
         .define("RING_BYTES", ring_bytes(dtype));
-        let moe = format_unit_of(
-            "moe_linear_single",
-            "moe_linear_single.cu",
-            include_str!("../../../../cuda/moe_linear_single.cu"),
-            dtype,
-            &[
-                (
-                    "MOE_LINEAR_GATED",
-                    kernel::<MoeLinearGatedArgs>("moe_linear", "gated", dtype, SINGLE_THREADS),
-                ),
-                (
-                    "MOE_LINEAR_COMBINED",
-                    kernel::<MoeLinearCombinedArgs>("moe_linear", "combined", dtype, SINGLE_THREADS),
-                ),
-            ],
-        )
-        .define("RING_BYTES", ring_bytes(dtype));
-        [linear, moe]
+        linear
     };
-    DType::ALL.into_iter().filter(|dtype| !is_plain(*dtype)).flat_map(of).collect()
+    DType::ALL.into_iter().filter(|dtype| !is_plain(*dtype)).map(of).collect()
 }
 
-fn kernel<A>(op: &str, shape: &str, dtype: DType, threads: u32) -> Kernel {
+pub(super) fn kernel<A>(op: &str, shape: &str, dtype: DType, threads: u32) -> Kernel {
     Kernel::of::<A>(kernel_name(op, shape, dtype), threads).with_shared(MAX_SHARED_BYTES)
 }
 
