@@ -8,13 +8,16 @@ MODEL ?=
 # Everything that runs kernels or compiles them sees the same NVRTC: the caller's, or the one `make setup` fetched.
 with_nvrtc = . .ci/nvrtc-path
 
-.PHONY: demo test test-cuda lint setup setup-gpu
+.PHONY: demo test test-clients test-cuda lint setup setup-gpu
 
 demo: setup-gpu ## the bundled model writes a haiku on the best device here
 	@$(with_nvrtc); $(CARGO) run --release --locked -- demo $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(MODEL),--model "$(MODEL)")
 
 test: setup ## everything CI runs
 	@$(with_nvrtc); CARGO="$(CARGO)" .ci/test
+
+test-clients: ## other people's clients, a browser and routers against the built binary
+	@.ci/clients
 
 test-cuda: setup ## the same tests, and those that need an NVIDIA GPU
 	@$(with_nvrtc); CARGO="$(CARGO)" .ci/test --cuda

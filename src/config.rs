@@ -137,6 +137,9 @@ pub struct WorkerConfig {
     /// Origins of web pages that may send requests, `*` for any; none when omitted
     #[arg(long, env = "WORKER_ORCD_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
+    /// Address that is told once, by a POST, that the worker serves: with its id, URL and memory
+    #[arg(long, env = "WORKER_ORCD_CALLBACK_URL", value_name = "URL")]
+    pub callback_url: Option<String>,
     /// PEM file of the certificate to answer HTTPS with, its chain after it; needs --ssl-keyfile
     #[arg(long, env = "WORKER_ORCD_SSL_CERTFILE", value_name = "FILE")]
     pub ssl_certfile: Option<PathBuf>,
@@ -192,6 +195,9 @@ impl WorkerConfig {
             rule("--cors-origin", origin, "'*' or scheme://host[:port]", |origin| {
                 origin == "*" || (origin.contains("://") && !origin.ends_with('/'))
             })?;
+        }
+        if let Some(url) = &self.callback_url {
+            rule("--callback-url", url, "http://… or https://…", is_http)?;
         }
         if let Some(url) = &self.otlp_endpoint {
             rule("--otlp-endpoint", url, "http://host:port or https://host:port", is_http)?;
@@ -301,6 +307,7 @@ mod tests {
             ("--log-level", &["debug", "worker_orcd=trace,warn"], &["a=b=c"]),
             ("--served-model-name", &["m", "org/m"], &[""]),
             ("--cors-origin", &["*", "http://localhost:3000"], &["localhost", "http://x/"]),
+            ("--callback-url", &["http://h:1/x", "https://h"], &["h:1", "ftp://h", "http:///x"]),
             ("--otlp-endpoint", &["http://c:4318", "https://c"], &["c:4318", "grpc://c", "http:///"]),
             ("--worker-id", &["w", "0190-a.b:c_d"], &["", "two words", "é"]),
         ] {

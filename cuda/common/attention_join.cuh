@@ -15,7 +15,8 @@ struct HeadTiles {
     __device__ __forceinline__ float load(const float* address) const { return shared ? *address : load_fresh(address); }
 };
 
-// Joins `count` tiles for each of `rows` query heads; the CTA's THREADS threads share them out, `width` to a row. `tiles_of(row)`, `sink_of(row)` (null: none), `store(row, dimension, value)`.
+// Joins `count` tiles for each of `rows` query heads; the CTA's THREADS threads share them out, `width` to a row.
+// `tiles_of(row)`, `sink_of(row)` (null: none), `store(row, dimension, value)`.
 template <int D, int THREADS, class TilesOf, class SinkOf, class Store>
 __device__ __forceinline__ void join_heads(u32 rows, u32 count, u32 head_dim, const TilesOf& tiles_of, const SinkOf& sink_of,
                                            const Store& store) {

@@ -13,6 +13,7 @@ use crate::config::WorkerConfig;
 use crate::device;
 use crate::engine::{Engine, EngineConfig, memory_plan};
 use crate::model::Model;
+use crate::server::callback::{Patience, announce};
 use crate::server::worker::ModelCard;
 use crate::server::{ServerState, log, serve, termination};
 use crate::text::Tokenizer;
@@ -35,19 +36,23 @@ pub fn run(config: &WorkerConfig) -> Result<(), CommandError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
         let listener = TcpListener::bind((config.host, config.port)).await?;
-        tracing::info!(event = "listening", address = %listener.local_addr()?);
+        let local = listener.local_addr()?;
+        tracing::info!(event = "listening", address = %local);
         let state = ServerState::loading(config).map_err(|error| CommandError::Usage(error.to_string()))?;
         let loading = tokio::task::spawn_blocking({
             let (config, state) = (config.clone(), Arc::clone(&state));
             move || load(&config, &state)
         });
-        let server = serve(listener, state, termination());
+        let server = serve(listener, Arc::clone(&state), termination());
         tokio::pin!(server);
         // The server answers while the model loads; a model that cannot be loaded ends both.
         let engine = tokio::select! {
             ended = &mut server => return Ok(ended?),
             loaded = loading => loaded.map_err(std::io::Error::other)??,
         };
+        if let Some(url) = config.callback_url.clone() {
+            tokio::spawn(announce(state, url, local, Patience::default()));
+        }
         let failed = device_failure(&engine);
         tokio::select! {
             ended = &mut server => ended?,
@@ -156,6 +161,7 @@ fn model_card(model: &Model, backend: &dyn Backend, kv_block_size: usize) -> Mod
         context_length: Some(crate::model::Recorder::context_length(model)),
         kv_block_size,
         backend: backend.name().to_owned(),
+        device: caps.device.clone(),
         sm: caps.compute_capability.map(|capability| capability.to_string()),
         cuda_driver_version: caps.compute_capability.map(|_| caps.driver.clone()),
     }

@@ -133,6 +133,7 @@ impl Engine {
         // Made here, on the caller's thread: naming a long prompt's blocks takes longer than a step may wait.
         let salt = job.cache_salt.clone();
         let mut sequence = Sequence::new(job, shared.context, sender, Instant::now());
+        let cached_tokens = Arc::clone(&sequence.told_prefix);
         if let Some(block_size) = shared.prefix_block_size {
             sequence.share_blocks(block_size, salt.as_deref());
         }
@@ -142,7 +143,7 @@ impl Engine {
             return Err(EngineError::ShuttingDown);
         }
         add(&shared.counters.submitted, 1);
-        Ok(JobStream { events })
+        Ok(JobStream { events, cached_tokens })
     }
 
     /// Ends every sequence of this id with `Cancelled`, within a step; does nothing when there is none.

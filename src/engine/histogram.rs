@@ -115,6 +115,8 @@ histograms! {
     prefill_time: WAITS_S,
     /// First token to end, of every sequence that ended well.
     decode_time: WAITS_S,
+    /// Time per token after the first, of every sequence of several that ended well.
+    time_per_output_token: STEPS_S,
     /// Submission to end, of every sequence that ended well.
     request_time: WAITS_S,
     /// Handing a step to the device to having its outputs.

@@ -1,5 +1,6 @@
 //! What the engine is asked and what it answers: token ids only, never text.
 
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -209,4 +210,7 @@ pub enum EngineError {
 pub struct JobStream {
     /// Events in order; the last is `Finished` or `Failed`. Bounded by the job's own length, so it is never full.
     pub events: mpsc::Receiver<TokenEvent>,
+    /// Prompt tokens found cached; known from the first admission on, and so before the first event, also to a listener
+    /// that does not wait for the last.
+    pub cached_tokens: Arc<OnceLock<usize>>,
 }

@@ -204,7 +204,8 @@ impl Scheduler {
         for sequence in ended.iter_mut().skip(first) {
             self.blocks.release(&mut sequence.blocks);
         }
-        debug_assert!(self.is_consistent(), "cache blocks and their holders differ");
+        // Looks at every block there is: only where blocks change hands.
+        debug_assert!(ended.len() == first || self.is_consistent(), "cache blocks and their holders differ");
     }
 
     /// Whether the held blocks are exactly those of the running sequences.

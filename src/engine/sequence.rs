@@ -1,6 +1,7 @@
 //! A job in the engine: its tokens so far, what of them is cached, and how it ends.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -77,6 +78,8 @@ pub(super) struct Sequence {
     chain: Option<KeyChain>,
     /// Leading tokens found cached at the first admission.
     prefix_tokens: usize,
+    /// The same for its listener.
+    pub(super) told_prefix: Arc<OnceLock<usize>>,
     /// Length at which it ends: `max_tokens` or the end of the context.
     max_length: usize,
     stop_ids: Vec<u32>,
@@ -118,6 +121,7 @@ impl Sequence {
             blocks: SequenceBlocks::default(),
             chain: None,
             prefix_tokens: 0,
+            told_prefix: Arc::default(),
             max_length,
             stop_ids: job.stop_ids,
             sampling: job.sampling,
@@ -185,6 +189,7 @@ impl Sequence {
         }
         self.admitted = Some(now);
         self.prefix_tokens = self.cached;
+        self.told_prefix.get_or_init(|| self.cached);
         Some(Admission {
             waited: now.saturating_duration_since(self.submitted),
             prompt_tokens: self.prompt_tokens,

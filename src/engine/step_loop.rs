@@ -302,6 +302,13 @@ impl StepLoop {
                 self.shared.degraded.store(false, Ordering::Relaxed);
                 let (histograms, usage) = (&self.shared.histograms, sequence.usage(now));
                 histograms.decode_time.observe_time(usage.decode_time);
+                // The first token is the prefill's; one that ended the sequence took its time as well.
+                let ending = usize::from(sequence.outcome() == Some(&Ok(FinishReason::Stop)));
+                let decoded = (usage.generated_tokens + ending).saturating_sub(1);
+                if decoded > 0 {
+                    let pace = usage.decode_time.as_secs_f64() / decoded as f64;
+                    histograms.time_per_output_token.observe(pace);
+                }
                 let all = usage.queue_time + usage.prefill_time + usage.decode_time;
                 histograms.request_time.observe_time(all);
             }

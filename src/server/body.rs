@@ -6,6 +6,10 @@ use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, ErrorCode};
+use super::off_thread::spawn;
+
+/// Bytes of JSON that take less time than handing them to another thread and back is worth.
+const PARSED_AT_ONCE_BYTES: usize = 64 << 10;
 
 /// A JSON object whose fields are taken one by one. Fields nobody asks for are tolerated; `null` counts as absent.
 #[derive(Debug)]
@@ -34,14 +38,7 @@ impl Fields {
             return Err(too_large());
         }
         let bytes = to_bytes(body, limit_bytes).await.map_err(|_| too_large())?;
-        match serde_json::from_slice(&bytes) {
-            Ok(Value::Object(map)) => Ok(Self { map }),
-            Ok(_) => Err(refused("body: expected a JSON object".into())),
-            // The parser's own message may quote the input; its place is enough.
-            Err(error) => {
-                Err(refused(format!("body: broken JSON at line {}, column {}", error.line(), error.column())))
-            }
-        }
+        if bytes.len() > PARSED_AT_ONCE_BYTES { spawn(move || parse(&bytes)).await } else { parse(&bytes) }
     }
 
     /// A required string.
@@ -178,6 +175,18 @@ impl Fields {
 impl From<Map<String, Value>> for Fields {
     fn from(map: Map<String, Value>) -> Self {
         Self { map }
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Fields, ApiError> {
+    let refused = |message: String| ApiError::of(ErrorCode::InvalidRequest, message);
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(map)) => Ok(Fields { map }),
+        Ok(_) => Err(refused("body: expected a JSON object".into())),
+        // The parser's own message may quote the input; its place is enough.
+        Err(error) => {
+            Err(refused(format!("body: broken JSON at line {}, column {}", error.line(), error.column())))
+        }
     }
 }
 

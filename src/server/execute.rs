@@ -18,7 +18,6 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::extract::{Request, State};
-use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use futures_core::Stream;
 use serde_json::json;
@@ -31,7 +30,7 @@ use super::generation::{Generation, Output};
 use super::log::{TextPrint, timestamp};
 use super::off_thread::{deadline, off_thread};
 use super::record::{self, Beginning, Outcome, Record, milliseconds};
-use super::sse;
+use super::sse::{self, Event};
 use super::state::ServerState;
 use crate::engine::{Job, Usage};
 use crate::text::{DecodeOptions, IncrementalDecoder};

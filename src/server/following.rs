@@ -6,6 +6,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -71,6 +72,8 @@ pub struct Following {
     turn: usize,
     backend: String,
     progress: Progress,
+    /// Prompt tokens found cached, by sequence.
+    cached_tokens: Vec<Arc<OnceLock<usize>>>,
 }
 
 struct Live {
@@ -89,18 +92,25 @@ impl Following {
     /// Follows submitted sequences until `deadline`; `backend` names the device in errors.
     pub fn of(streams: Vec<JobStream>, job: LiveJob, deadline: Instant, backend: &str) -> Self {
         let deadline = Box::pin(tokio::time::sleep_until(deadline.into()));
+        let cached_tokens = streams.iter().map(|stream| Arc::clone(&stream.cached_tokens)).collect();
         let streams = streams.into_iter().map(Some).collect();
         Self {
             live: Some(Live { streams, job, deadline }),
             turn: 0,
             backend: backend.to_owned(),
             progress: Progress { tokens_out: 0, submitted: Instant::now(), first_token: None },
+            cached_tokens,
         }
     }
 
     /// Times and counts so far.
     pub const fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// Prompt tokens of one sequence that were found cached; none before it was admitted.
+    pub fn cached_tokens(&self, sequence: usize) -> usize {
+        self.cached_tokens.get(sequence).and_then(|cached| cached.get()).copied().unwrap_or(0)
     }
 
     /// Ends one sequence: nothing more is heard of it.

@@ -16,8 +16,8 @@ use super::openai;
 use super::record;
 use super::state::ServerState;
 
-/// Paths that probes read, without a key.
-const OPEN: [&str; 3] = ["/health", "/ready", "/live"];
+/// Paths that probes and the status page read, without a key; `/status` says more to those who bring one.
+const OPEN: [&str; 5] = ["/health", "/ready", "/live", "/", "/status"];
 /// Seconds a browser may remember that it may send requests.
 const PREFLIGHT_MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 

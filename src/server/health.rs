@@ -7,11 +7,16 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
-use super::state::ServerState;
+use super::state::{ServerState, Status};
 
-/// `GET /health`: 200 while requests are taken, else 503 with the same body. What is not known yet, or not known for
-/// this backend, is `null`.
+/// `GET /health`: 200 while requests are taken, else 503 with the same body.
 pub async fn health(State(state): State<Arc<ServerState>>) -> (StatusCode, Json<Value>) {
+    let (status, report) = report(&state);
+    (code(status.serves()), Json(report))
+}
+
+/// The body of `/health`. What is not known yet, or not known for this backend, is `null`.
+pub fn report(state: &ServerState) -> (Status, Value) {
     let model = state.model();
     let card = model.map(|model| &model.card);
     let now = model.map(|model| model.worker.health());
@@ -39,11 +44,12 @@ pub async fn health(State(state): State<Arc<ServerState>>) -> (StatusCode, Json<
         "sm": card.and_then(|card| card.sm.as_deref()),
         "cuda_driver_version": card.and_then(|card| card.cuda_driver_version.as_deref()),
         "backend": card.map(|card| &card.backend),
+        "device": card.map(|card| &card.device),
         "oom_events": now.map_or(0, |now| now.oom_events),
         "requests_running": now.map_or(0, |now| now.running),
         "requests_waiting": now.map_or(0, |now| now.waiting),
     });
-    (code(status.serves()), Json(report))
+    (status, report)
 }
 
 /// `GET /ready`: whether a request sent now would be taken.

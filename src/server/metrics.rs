@@ -81,6 +81,11 @@ fn engine(text: &mut Exposition, stats: &EngineStats, histograms: &EngineHistogr
     for (name, description, histogram) in [
         ("worker_time_to_first_token_seconds", "Submission to first token.", &histograms.time_to_first_token),
         ("worker_inter_token_latency_seconds", "Between two tokens.", &histograms.inter_token_latency),
+        (
+            "worker_request_time_per_output_token_seconds",
+            "Time per token after the first, by request.",
+            &histograms.time_per_output_token,
+        ),
         ("worker_step_duration_seconds", "Steps of the device.", &histograms.step_duration),
         ("worker_batch_size", "Sequences in a step.", &histograms.batch_size),
     ] {
@@ -130,6 +135,11 @@ fn compatible(
     for (name, description, histogram) in [
         ("vllm:time_to_first_token_seconds", "Submission to first token.", &histograms.time_to_first_token),
         ("vllm:inter_token_latency_seconds", "Between two tokens.", &histograms.inter_token_latency),
+        (
+            "vllm:request_time_per_output_token_seconds",
+            "Time per token after the first, by request.",
+            &histograms.time_per_output_token,
+        ),
         ("vllm:request_queue_time_seconds", "Submission to admission.", &histograms.queue_time),
         ("vllm:request_prefill_time_seconds", "Admission to first token.", &histograms.prefill_time),
         ("vllm:request_decode_time_seconds", "First token to end.", &histograms.decode_time),

@@ -6,6 +6,7 @@
 
 pub mod api_keys;
 pub mod body;
+pub mod callback;
 pub mod control;
 pub mod error;
 pub mod execute;
@@ -21,11 +22,13 @@ pub mod log;
 pub mod metrics;
 pub mod off_thread;
 pub mod openai;
+pub mod openapi;
 pub mod record;
 pub mod registry;
 pub mod span_export;
 pub mod sse;
 pub mod state;
+pub mod status_page;
 pub mod supervisor;
 pub mod tls;
 pub mod trace;
@@ -46,6 +49,8 @@ pub use state::ServerState;
 /// All routes.
 pub fn router(state: Arc<ServerState>) -> Router {
     Router::new()
+        .route("/", get(status_page::page))
+        .route("/status", get(status_page::status))
         .route("/execute", post(execute::execute))
         .route("/cancel", post(control::cancel))
         .route("/shutdown", post(control::shutdown))
@@ -53,6 +58,7 @@ pub fn router(state: Arc<ServerState>) -> Router {
         .route("/ready", get(health::ready))
         .route("/live", get(health::live))
         .route("/metrics", get(metrics::metrics))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/server_info", get(info::server_info))
         .route("/get_server_info", get(info::server_info))
         .route("/model_info", get(info::model_info))
@@ -65,6 +71,7 @@ pub fn router(state: Arc<ServerState>) -> Router {
         .route("/v1/models/{*name}", get(openai::models::model))
         .route("/v1/completions", post(openai::completions::completions))
         .route("/v1/chat/completions", post(openai::chat::chat_completions))
+        .route("/v1/responses", post(openai::responses::responses))
         .fallback(|uri: Uri| async move { refusal(&uri, ErrorCode::NotFound, "no such path") })
         .method_not_allowed_fallback(|uri: Uri| async move {
             refusal(&uri, ErrorCode::MethodNotAllowed, "the path exists, but not for this method")

@@ -46,5 +46,5 @@ where
     F: FnOnce() -> Result<T, ApiError> + Send + 'static,
 {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| ApiError::of(ErrorCode::Internal, "the tokenizer has failed"))?
+    done.map_err(|_| ApiError::of(ErrorCode::Internal, "work off the server's threads has failed"))?
 }

@@ -65,6 +65,8 @@ pub struct ModelCard {
     pub kv_block_size: usize,
     /// `cuda`, `wgpu` or `reference`.
     pub backend: String,
+    /// The device's own name.
+    pub device: String,
     /// CUDA compute capability without its dot, `90`.
     pub sm: Option<String>,
     /// As the driver says it, `13.0`.

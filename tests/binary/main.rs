@@ -8,11 +8,14 @@
     reason = "a failed step of a test is a failed test"
 )]
 
+mod callback;
 mod chat;
 #[path = "../support/collector.rs"]
 #[allow(dead_code, reason = "shared with the server's own tests, which use more of it")]
 mod collector;
 mod commands;
+mod constrained;
+mod ending;
 mod haiku;
 #[path = "../server/http.rs"]
 #[allow(dead_code, reason = "shared with the server's own tests, which use more of it")]

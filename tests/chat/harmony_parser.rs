@@ -17,6 +17,7 @@ impl Model {
         let options = ParserOptions {
             tool_names: own(tools),
             call_id_prefix: "call_".into(),
+            tagged_calls_only: false,
             decode: DecodeOptions { stops: own(stops), ..DecodeOptions::default() },
         };
         self.format.parser(options)

@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod at_hand;
 #[cfg(test)]
+mod constraints;
+#[cfg(test)]
 mod harmony_parser;
 #[cfg(test)]
 mod harmony_render;

@@ -54,6 +54,9 @@ fn distributions_count_what_happened() {
     assert_eq!(counts(&figures.prefill_time), 4);
     assert_eq!(counts(&figures.inter_token_latency), 4 * 4);
     assert_eq!((counts(&figures.decode_time), counts(&figures.request_time)), (4, 4));
+    // The same four gaps of each of the four, as means.
+    assert_eq!(counts(&figures.time_per_output_token), 4);
+    assert!((figures.time_per_output_token.sum - figures.decode_time.sum / 4.0).abs() < 1e-9);
     assert_eq!((counts(&figures.step_duration), counts(&figures.batch_size)), (stats.steps, stats.steps));
     assert_eq!(figures.batch_size.sum as usize, 4 * 5, "every token is one sequence of one step");
     let parts = figures.queue_time.sum + figures.prefill_time.sum + figures.decode_time.sum;

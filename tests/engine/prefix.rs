@@ -23,14 +23,18 @@ fn start(config: EngineConfig) -> (Engine, Arc<Controls>) {
 
 /// Runs `job` to its end, which is right; what it cost.
 fn run(engine: &Engine, job: &Job) -> Usage {
-    let (heard, usage) = listen_with_usage(engine.submit(job.clone()).unwrap());
+    let stream = engine.submit(job.clone()).unwrap();
+    let told = stream.cached_tokens.clone();
+    let (heard, usage) = listen_with_usage(stream);
     assert_eq!(
         (heard.end, heard.tokens),
         (Ok(FinishReason::Length), oracle(&model(), job)),
         "job {}",
         job.id
     );
-    usage.unwrap()
+    let usage = usage.unwrap();
+    assert_eq!(told.get(), Some(&usage.cached_tokens), "job {}", job.id);
+    usage
 }
 
 /// `shared` ids every prompt begins with, then `own` ids that follow from `salt`.

@@ -6,36 +6,36 @@ use crate::http::{Reply, post};
 use crate::{Server, mock};
 
 /// Contents one after the other: the echo then says them again.
-const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}";
+pub(crate) const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}";
 /// The same for a model that calls tools between tags.
-const TOOL_TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}{# <tool_call> #}";
+pub(crate) const TOOL_TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}{# <tool_call> #}";
 
-fn plain(flags: &[&str]) -> Server {
+pub(crate) fn plain(flags: &[&str]) -> Server {
     Server::start_chat(flags, mock::byte_tokenizer(), Some(TEMPLATE))
 }
 
-fn chat(server: &Server, body: &Value) -> Reply {
+pub(crate) fn chat(server: &Server, body: &Value) -> Reply {
     post(server.addr, "/v1/chat/completions", body)
 }
 
-fn user(text: &str) -> Value {
+pub(crate) fn user(text: &str) -> Value {
     json!([{ "role": "user", "content": text }])
 }
 
-fn refused(server: &Server, body: &Value, param: &str) -> Value {
+pub(crate) fn refused(server: &Server, body: &Value, param: &str) -> Value {
     let reply = chat(server, body);
     let (status, error) = (reply.status, reply.json());
     assert_eq!((status, &error["error"]["param"]), (400, &json!(param)), "{body}: {error}");
     error["error"]["code"].clone()
 }
 
-fn weather() -> Value {
+pub(crate) fn weather() -> Value {
     let parameters = json!({ "type": "object", "properties": { "city": { "type": "string" } } });
     json!([{ "type": "function", "function": { "name": "weather", "parameters": parameters } }])
 }
 
 /// What a client's program makes of a stream's deltas: content, reasoning, calls and the finish reason.
-fn gathered(chunks: &[Value]) -> (String, String, Vec<(String, String, String)>, Value) {
+pub(crate) fn gathered(chunks: &[Value]) -> (String, String, Vec<(String, String, String)>, Value) {
     let (mut content, mut reasoning, mut calls, mut reason) =
         (String::new(), String::new(), vec![], Value::Null);
     for chunk in chunks {
@@ -144,8 +144,10 @@ fn every_part_at_fault_is_named() {
         ("tools", json!([{ "type": "function" }]), "tools[0].function.name"),
         ("tools", json!([{ "function": { "name": "a b" } }]), "tools[0].function.name"),
         ("tools", json!([{ "function": { "name": "f", "parameters": [] } }]), "tools[0].function.parameters"),
+        ("tools", json!([{ "function": { "name": "f", "strict": 1 } }]), "tools[0].function.strict"),
         ("tools", json!([{ "function": { "name": "f", "strict": true } }]), "tools[0].function.strict"),
         ("tool_choice", json!("required"), "tool_choice"),
+        ("tool_choice", json!("sometimes"), "tool_choice"),
         ("tool_choice", json!({ "type": "function", "function": { "name": "f" } }), "tool_choice"),
         ("response_format", json!("json"), "response_format"),
         ("response_format", json!({ "type": "xml" }), "response_format"),
@@ -314,67 +316,4 @@ fn fifty_streams_at_once_are_each_their_own() {
     for thread in threads {
         thread.join().unwrap();
     }
-}
-
-fn with_schema(schema: &Value) -> Value {
-    json!({ "type": "json_schema", "json_schema": { "name": "s", "schema": schema, "strict": true } })
-}
-
-#[test]
-fn json_is_promised_and_kept() {
-    let schema = json!({
-        "type": "object",
-        "properties": {
-            "kind": { "enum": ["cat", "dog"] },
-            "legs": { "type": "integer", "minimum": 0, "maximum": 99 },
-            "names": { "type": "array", "items": { "type": "string", "maxLength": 8 }, "maxItems": 3 },
-        },
-        "required": ["kind", "legs", "names"],
-        "additionalProperties": false,
-    });
-    let template = Server::start_chat(&[], mock::byte_tokenizer(), Some(TEMPLATE));
-    let harmony = Server::start_chat(&[], mock::harmony_tokenizer(), None);
-    for server in [&template, &harmony] {
-        for seed in 1..6 {
-            let body = json!({ "messages": user("x"), "response_format": with_schema(&schema), "seed": seed * 77777,
-                "max_tokens": 2000, "n": 2 });
-            let whole = chat(server, &body).json();
-            for choice in whole["choices"].as_array().unwrap() {
-                assert_eq!(choice["finish_reason"], "stop", "{whole}");
-                let content = choice["message"]["content"].as_str().unwrap();
-                let value: Value = serde_json::from_str(content).unwrap_or_else(|e| panic!("{e}: {content}"));
-                assert!(value["kind"] == "cat" || value["kind"] == "dog", "{content}");
-                assert!(value["legs"].as_u64().is_some_and(|legs| legs < 100), "{content}");
-                assert!(value["names"].as_array().is_some_and(|names| names.len() <= 3), "{content}");
-                assert_eq!(value.as_object().unwrap().len(), 3, "{content}");
-            }
-        }
-    }
-    let prompt = harmony.worker.submitted.lock().unwrap()[0].prompt.clone();
-    let shown = harmony.state.model().unwrap().tokenizer.decode(&prompt);
-    assert!(shown.contains("\"legs\"") && shown.ends_with("final"), "{shown}");
-    let body = json!({ "messages": user("x"), "response_format": { "type": "json_object" }, "seed": 5, "stream": true,
-        "max_tokens": 2000 });
-    let (content, _, _, reason) = gathered(&chat(&template, &body).chunks());
-    assert_eq!(reason, "stop", "{content}");
-    assert!(serde_json::from_str::<Value>(&content).unwrap().is_object(), "{content}");
-}
-
-#[test]
-fn a_schema_that_cannot_be_enforced_is_refused() {
-    let server = plain(&[]);
-    for schema in [
-        json!({ "type": "nonsense" }),
-        json!({ "$ref": "#/nowhere" }),
-        json!({ "type": "object", "properties": { "a": { "type": "string", "pattern": "(((" } } }),
-        json!({ "enum": ["x".repeat(70_000)] }),
-        json!({ "type": "array", "items": { "type": "string" }, "uniqueItems": true }),
-    ] {
-        let body = json!({ "messages": user("x"), "response_format": with_schema(&schema) });
-        assert_eq!(refused(&server, &body, "response_format"), "invalid_json_schema");
-    }
-    let body =
-        json!({ "messages": user("x"), "response_format": { "type": "json_object" }, "tools": weather() });
-    assert_eq!(refused(&server, &body, "response_format"), "unsupported_value");
-    assert!(server.worker.submitted.lock().unwrap().is_empty());
 }

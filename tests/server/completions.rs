@@ -86,7 +86,8 @@ fn stop_strings_end_the_text_and_are_not_part_of_it() {
         let body = complete(&server, &json!({ "prompt": "hello world", "stop": stop })).json();
         let choice = &body["choices"][0];
         assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!("hel"), &json!("stop")));
-        assert_eq!(body["usage"]["prompt_tokens_details"], Value::Null, "the engine was still at work");
+        // The engine was still at work then, and yet it is known what it found cached.
+        assert_eq!(body["usage"]["prompt_tokens_details"], json!({ "cached_tokens": 5 }));
     }
     let body = complete(&server, &json!({ "prompt": "hello", "stop_token_ids": [108] })).json();
     assert_eq!(
@@ -221,6 +222,21 @@ fn what_does_not_fit_the_context_is_refused_up_front() {
     }
     let limited = Server::start(&["--max-tokens-in", "3"]);
     assert_eq!(refused(&limited, &json!({ "prompt": "abcd" }), 400, "prompt"), "context_length_exceeded");
+}
+
+#[test]
+fn a_large_body_is_parsed_off_the_server_s_threads() {
+    let server = Server::start(&[]);
+    let prompt = "x".repeat(100_000);
+    assert_eq!(complete(&server, &json!({ "prompt": prompt, "max_tokens": 1 })).status, 200);
+    server.block_tokenizer(Duration::from_millis(300));
+    let began = std::time::Instant::now();
+    let broken = format!("{{\"prompt\": \"{prompt}\",");
+    let headers = [("content-type", "application/json")];
+    let reply = request(server.addr, "POST", PATH, &headers, broken.as_bytes());
+    assert_eq!(reply.status, 400);
+    assert!(reply.json()["error"]["message"].as_str().unwrap().contains("broken JSON"));
+    assert!(began.elapsed() > Duration::from_millis(150), "it waited for the thread that does such work");
 }
 
 #[test]

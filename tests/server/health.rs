@@ -46,6 +46,7 @@ fn health_has_every_field() {
         "sm": "90",
         "cuda_driver_version": "13.0",
         "backend": "cuda",
+        "device": "An H100",
         "oom_events": 0,
         "requests_running": 0,
         "requests_waiting": 0,

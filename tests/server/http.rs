@@ -107,6 +107,8 @@ impl Reply {
 
     /// All chunks up to `[DONE]`, which must be there and last.
     pub(crate) fn chunks(mut self) -> Vec<Value> {
+        let status = self.status;
+        assert!(status == 200, "{status}: {}", self.text());
         let mut data: Vec<String> = std::iter::from_fn(|| self.next_data()).collect();
         assert_eq!(data.pop().as_deref(), Some("[DONE]"), "{data:?}");
         data.iter().map(|data| serde_json::from_str(data).unwrap()).collect()

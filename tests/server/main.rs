@@ -7,21 +7,28 @@
     reason = "a failed step of a test is a failed test"
 )]
 
+mod callback;
 mod chat;
 #[path = "../support/collector.rs"]
 mod collector;
+mod complaints;
 mod completions;
+mod constrained;
 mod control;
 mod deploy;
 mod engine;
 mod execute;
 mod gate;
+mod harmony_streams;
 mod health;
 mod http;
 mod info;
 mod logs;
 mod metrics;
 mod mock;
+mod openapi;
+mod responses;
+mod status_page;
 mod tls;
 mod tokenize;
 mod traces;

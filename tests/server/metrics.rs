@@ -72,6 +72,8 @@ fn the_engine_s_figures_have_our_names_and_those_that_schedulers_read() {
         ("vllm:admission_rejections_total", 4.0),
         ("vllm:time_to_first_token_seconds_bucket{le=\"+Inf\"}", 4.0),
         ("vllm:inter_token_latency_seconds_sum", 3.5),
+        ("vllm:request_time_per_output_token_seconds_count", 4.0),
+        ("worker_request_time_per_output_token_seconds_sum", 3.5),
         ("vllm:request_queue_time_seconds_bucket{le=\"1\"}", 3.0),
         ("vllm:e2e_request_latency_seconds_count", 0.0),
     ] {

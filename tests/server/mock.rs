@@ -25,6 +25,7 @@ pub(crate) fn card() -> ModelCard {
         context_length: Some(CONTEXT),
         kv_block_size: 16,
         backend: "cuda".into(),
+        device: "An H100".into(),
         sm: Some("90".into()),
         cuda_driver_version: Some("13.0".into()),
     }
@@ -39,6 +40,10 @@ pub(crate) struct MockWorker {
     pub(crate) health: Mutex<WorkerHealth>,
     /// Said in place of the echo.
     pub(crate) script: Mutex<Option<Vec<u32>>>,
+    /// Says harmony at random, by the seed, in place of anything else.
+    pub(crate) at_random: AtomicBool,
+    /// What a constrained answer says as far as it may.
+    preferred: Mutex<Vec<u32>>,
     pub(crate) stats: Mutex<EngineStats>,
     pub(crate) draining: AtomicBool,
     runtime: tokio::runtime::Handle,
@@ -65,10 +70,19 @@ impl MockWorker {
             ended_early: std::sync::Arc::default(),
             health: Mutex::new(health),
             script: Mutex::default(),
+            preferred: Mutex::default(),
+            at_random: AtomicBool::new(false),
             stats: Mutex::default(),
             draining: AtomicBool::new(false),
             runtime,
         }
+    }
+
+    /// Lets constrained answers be this text, as far as their constraint allows it.
+    pub(crate) fn prefer(&self, text: &str, server: &crate::Server) {
+        let ids =
+            server.state.model().unwrap().tokenizer.encode(text, worker_orcd::text::SpecialParsing::Parse);
+        *self.preferred.lock().unwrap() = ids;
     }
 
     pub(crate) fn ended_early_at(&self, job_id: &str) -> Option<Instant> {
@@ -91,9 +105,15 @@ impl Worker for MockWorker {
         }
         self.submitted.lock().unwrap().push(job.clone());
         let (events, receiver) = mpsc::channel(job.max_tokens + 1);
-        let constrained = job.sampling.constraint.as_ref().map(|constraint| ruled(constraint, &job));
-        let said =
-            constrained.or_else(|| self.script.lock().unwrap().clone()).unwrap_or_else(|| job.prompt.clone());
+        let preferred = self.preferred.lock().unwrap().clone();
+        let constrained =
+            job.sampling.constraint.as_ref().map(|constraint| ruled(constraint, &job, &preferred));
+        let at_random = self.at_random.load(Ordering::Relaxed).then(|| harmony_at_random(job.sampling.seed));
+        let said = at_random
+            .or(constrained)
+            .or_else(|| self.script.lock().unwrap().clone())
+            .unwrap_or_else(|| job.prompt.clone());
+        let cached_tokens = std::sync::Arc::new(std::sync::OnceLock::from(job.prompt.len() / 2));
         let ended_early = std::sync::Arc::clone(&self.ended_early);
         self.runtime.spawn(async move {
             tokio::select! {
@@ -101,7 +121,7 @@ impl Worker for MockWorker {
                 () = events.closed() => ended_early.lock().unwrap().push((job.id, Instant::now())),
             }
         });
-        Ok(JobStream { events: receiver })
+        Ok(JobStream { events: receiver, cached_tokens })
     }
 
     fn cancel(&self, _: &str) {}
@@ -122,6 +142,7 @@ impl Worker for MockWorker {
             queue_time: some(),
             prefill_time: some(),
             decode_time: some(),
+            time_per_output_token: some(),
             request_time: some(),
             step_duration: some(),
             batch_size: some(),
@@ -141,7 +162,8 @@ fn kind(job_id: &str) -> &str {
 }
 
 /// What a model at random would say under the constraint: logits are hashes, those of ends and closing marks larger.
-fn ruled(constraint: &Constraint, job: &Job) -> Vec<u32> {
+/// A preferred id outranks all others.
+fn ruled(constraint: &Constraint, job: &Job, preferred: &[u32]) -> Vec<u32> {
     let mut random = job.sampling.seed | 1;
     let mut said = vec![];
     while said.len() < job.max_tokens {
@@ -154,6 +176,9 @@ fn ruled(constraint: &Constraint, job: &Job) -> Vec<u32> {
                 (random % 1000) as f32 + if closes { 900.0 } else { 0.0 }
             })
             .collect();
+        if let Some(&id) = preferred.get(said.len()) {
+            logits[id as usize] += 1e6;
+        }
         constraint.mask(&mut logits);
         let best = (0..264).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
         assert!(logits[best].is_finite(), "{:?}", constraint.fault());
@@ -164,6 +189,40 @@ fn ruled(constraint: &Constraint, job: &Job) -> Vec<u32> {
         }
     }
     said
+}
+
+/// Up to 40 words, markers and bytes, for [`harmony_tokenizer`].
+fn harmony_at_random(seed: u64) -> Vec<u32> {
+    const WORDS: [&str; 12] = [
+        "analysis",
+        "commentary",
+        "final",
+        "assistant",
+        " to=functions.f",
+        "functions.f",
+        " json",
+        "user",
+        "{\"a\": 1}",
+        "Hello",
+        "é🦙",
+        " ",
+    ];
+    let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut below = |limit: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random >> 11) as usize % limit
+    };
+    let mut ids = vec![];
+    for _ in 0..below(40) {
+        match below(10) {
+            0..=4 => ids.push(257 + below(7) as u32),
+            5..=8 => ids.extend(WORDS[below(WORDS.len())].bytes().map(u32::from)),
+            _ => ids.push(below(256) as u32),
+        }
+    }
+    ids
 }
 
 /// Falls by one from -0.5 on.
@@ -238,15 +297,23 @@ pub(crate) fn harmony_tokenizer() -> Tokenizer {
     ])
 }
 
+/// The byte tokenizer with the tags of calls as tokens that are text, as Qwen's vocabularies have them.
+pub(crate) fn tags_tokenizer() -> Tokenizer {
+    tokenizer_of_types(&["<|endoftext|>", "<tool_call>", "</tool_call>"], vec![3, 4, 4])
+}
+
 fn tokenizer_with(special: &[&str]) -> Tokenizer {
-    let special_count = special.len();
+    tokenizer_of_types(special, vec![3; special.len()])
+}
+
+fn tokenizer_of_types(special: &[&str], types: Vec<i32>) -> Tokenizer {
     let special = special.iter().map(|&text| text.to_owned());
     let tokens: Vec<String> = (0..=255).map(spelled).chain(special).collect();
     let source = VocabSource {
         model: "gpt2",
         pre: Some("gpt-2"),
         tokens: tokens.iter().map(String::as_bytes).collect(),
-        token_types: Some([vec![1; 256], vec![3; special_count]].concat()),
+        token_types: Some([vec![1; 256], types].concat()),
         merges: Some(vec![]),
         ids: SpecialIds { eos: Some(256), ..SpecialIds::default() },
         ..VocabSource::default()

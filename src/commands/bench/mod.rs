@@ -2,6 +2,7 @@
 
 mod batch;
 mod load;
+mod serve;
 
 use std::io::Write;
 use std::time::Instant;
@@ -38,6 +39,8 @@ enum What {
     Batch(batch::BatchBenchArgs),
     /// Time the way from the file to the first token
     Load(load::LoadBenchArgs),
+    /// Time many streams at once against a running server
+    Serve(serve::ServeBenchArgs),
 }
 
 #[derive(Args, Debug)]
@@ -92,6 +95,7 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), CommandError> {
         What::Prefill(args) => prefill(args)?,
         What::Batch(args) => batch::run(args)?,
         What::Load(args) => load::run(args)?,
+        What::Serve(args) => return serve::run(args, out),
     };
     writeln!(out, "{result}")?;
     Ok(())

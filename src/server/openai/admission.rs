@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use axum::extract::Request;
 use axum::http::HeaderMap;
+use axum::response::Response;
 
 use super::answers::Answers;
+use super::error;
 use super::parameters::Parameters;
 use crate::engine::Job;
 use crate::random;
@@ -16,7 +18,7 @@ use crate::server::execute_request::deadline_ms;
 use crate::server::following::Following;
 use crate::server::log::TextPrint;
 use crate::server::off_thread::deadline;
-use crate::server::record::{Beginning, Record};
+use crate::server::record::{self, Beginning, Record};
 use crate::server::registry::LiveJob;
 use crate::server::state::{LoadedModel, ServerState};
 use crate::text::chat::OutputParser;
@@ -27,6 +29,23 @@ pub const MAX_BODY_BYTES: usize = 32 << 20;
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
 /// Most characters of that name.
 const MAX_REQUEST_ID_CHARS: usize = 128;
+
+/// Admits a request under a name that begins with `prefix` and lets `answer` answer it; a refusal is written down.
+pub async fn answered<'a, F, A>(state: &'a ServerState, request: Request, prefix: &str, answer: F) -> Response
+where
+    F: FnOnce(Admitted<'a>) -> A,
+    A: Future<Output = Result<Response, ApiError>>,
+{
+    let mut id = None;
+    let answered = match Admitted::read(state, request, prefix, &mut id).await {
+        Ok(admitted) => answer(admitted).await,
+        Err(error) => Err(error),
+    };
+    answered.unwrap_or_else(|error| {
+        record::refused(&state.tally, id.as_deref(), &error);
+        error::refusal(&error)
+    })
+}
 
 /// A request whose body is read and whose name is taken.
 #[derive(Debug)]
@@ -49,7 +68,7 @@ impl<'a> Admitted<'a> {
     /// # Errors
     ///
     /// 503 while loading or draining, 400 and 413 for the body.
-    pub async fn read(
+    async fn read(
         state: &'a ServerState,
         request: Request,
         prefix: &str,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use crate::engine::{FinishReason, TokenLogprobs, Usage};
+use crate::engine::{FinishReason, TokenLogprobs};
 use crate::server::error::ApiError;
 use crate::server::following::{Following, Heard};
 use crate::server::record::{Outcome, Record};
@@ -25,8 +25,8 @@ pub struct TokenReport {
 pub struct Totals {
     /// Of all prompts.
     pub prompt_tokens: usize,
-    /// Of the prompts, found cached; `None` when an answer ended before the engine could tell.
-    pub cached_tokens: Option<usize>,
+    /// Of the prompts, found cached.
+    pub cached_tokens: usize,
     /// Of all answers, reasoning included.
     pub completion_tokens: usize,
     /// Of all answers, spent on reasoning.
@@ -64,7 +64,6 @@ struct Choice {
     /// Tokens whose text has not come out yet.
     reports: Vec<TokenReport>,
     outcome: Option<Outcome>,
-    usage: Option<Usage>,
 }
 
 /// The answers to one request. Dropping them cancels what still runs.
@@ -91,7 +90,7 @@ impl Answers {
         choices_per_prompt: usize,
         record: Record,
     ) -> Self {
-        let choice = |parser| Choice { parser, reports: vec![], outcome: None, usage: None };
+        let choice = |parser| Choice { parser, reports: vec![], outcome: None };
         Self {
             following,
             tokenizer,
@@ -141,9 +140,8 @@ impl Answers {
                     self.say(sequence, event);
                 }
             }
-            Heard::Finished { sequence, reason, usage } => {
+            Heard::Finished { sequence, reason, .. } => {
                 let Some(choice) = self.choices.get_mut(sequence) else { return };
-                choice.usage = Some(usage);
                 let rest = choice.parser.finish();
                 let outcome = match (reason, choice.parser.hint()) {
                     (FinishReason::Length, _) => Outcome::Length,
@@ -207,10 +205,10 @@ impl Answers {
     }
 
     fn totals(&self) -> Totals {
-        let firsts = self.choices.iter().step_by(self.choices_per_prompt.max(1));
+        let firsts = (0..self.choices.len()).step_by(self.choices_per_prompt.max(1));
         Totals {
             prompt_tokens: self.record.tokens_in,
-            cached_tokens: firsts.map(|choice| Some(choice.usage?.cached_tokens)).sum(),
+            cached_tokens: firsts.map(|first| self.following.cached_tokens(first)).sum(),
             completion_tokens: self.following.progress().tokens_out,
             reasoning_tokens: self.choices.iter().map(|choice| choice.parser.reasoning_tokens()).sum(),
         }

@@ -1,49 +1,33 @@
 //! `POST /v1/chat/completions`: the next message of a conversation.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::admission::{Admitted, Prompts, submit};
+use super::admission::{Admitted, answered, submit};
 use super::answers::TokenReport;
-use super::grammar::{Grammars, Schema};
 use super::parameters::{MAX_TOP_LOGPROBS, Parameters};
-use super::reply::{Head, Whole, Wire, reply};
-use super::{error, messages, refused};
-use crate::random;
+use super::prompt::{AnswerFormat, Chat};
+use super::refused;
+use super::reply::{Head, Whole, Wire, json_of, reply};
 use crate::server::body::Fields;
-use crate::server::error::{ApiError, ErrorCode};
-use crate::server::log::TextPrint;
+use crate::server::error::ApiError;
 use crate::server::off_thread::off_thread;
-use crate::server::record::{self, Outcome};
-use crate::server::state::{LoadedModel, ServerState};
-use crate::text::chat::{
-    ChatError, ChatFormat, Conversation, OutputEvent, OutputParser, ParserOptions, ReasoningEffort,
-    RenderOptions, ResponseFormat,
-};
-use crate::text::{DecodeOptions, SpecialParsing, Tokenizer};
+use crate::server::record::Outcome;
+use crate::server::state::ServerState;
+use crate::text::Tokenizer;
+use crate::text::chat::OutputEvent;
 
 /// `POST /v1/chat/completions`.
 pub async fn chat_completions(State(state): State<Arc<ServerState>>, request: Request) -> Response {
-    let mut id = None;
-    match answer(&state, request, &mut id).await {
-        Ok(response) => response,
-        Err(error) => {
-            record::refused(&state.tally, id.as_deref(), &error);
-            error::refusal(&error)
-        }
-    }
+    answered(&state, request, "chatcmpl-", |admitted| answer(&state, admitted)).await
 }
 
-async fn answer(
-    state: &ServerState,
-    request: Request,
-    id: &mut Option<String>,
-) -> Result<Response, ApiError> {
-    let Admitted { model, mut fields, id, mut job, deadline } =
-        Admitted::read(state, request, "chatcmpl-", id).await?;
+async fn answer(state: &ServerState, admitted: Admitted<'_>) -> Result<Response, ApiError> {
+    let Admitted { model, mut fields, id, mut job, deadline } = admitted;
     let tokenizer = &model.tokenizer;
     let max_tokens = ["max_completion_tokens", "max_tokens"];
     let mut parameters = Parameters::take(&mut fields, state, tokenizer, &max_tokens)?;
@@ -51,36 +35,22 @@ async fn answer(
     if fields.switch("skip_special_tokens")? == Some(false) {
         return Err(refused::unsupported("skip_special_tokens"));
     }
-    let single_call = fields.switch("parallel_tool_calls")? == Some(false);
     let format = AnswerFormat::take(&mut fields)?;
     let chat = Chat::take(&mut fields, model, format)?;
-    let tool_names: Vec<String> = chat.options.tools.iter().map(|tool| tool.name.clone()).collect();
-    let format = Arc::clone(&chat.format);
     let work = {
         let (tokenizer, grammars) = (Arc::clone(tokenizer), Arc::clone(&model.grammars));
         move || {
-            let schema = chat.schema(&tokenizer, &grammars)?;
-            Ok((chat.opened(&tokenizer), schema, chat.prompts(&tokenizer)?))
+            let grammar = chat.grammar(&tokenizer, &grammars)?;
+            Ok((grammar, chat.prompts()?, chat))
         }
     };
-    let (opened, schema, prompts) = off_thread(&mut job, deadline, work).await?;
-    parameters.schema = schema;
+    let (grammar, prompts, chat) = off_thread(&mut job, deadline, work).await?;
+    parameters.constrain(grammar)?;
 
     let head = Head::begin(state, &id);
-    let parser = |_| {
-        let options = ParserOptions {
-            tool_names: tool_names.clone(),
-            call_id_prefix: format!("call_{}_", &random::uuid()[..8]),
-            decode: DecodeOptions { stops: parameters.stop.clone(), ..DecodeOptions::default() },
-        };
-        let mut parser = OutputParser::for_model(tokenizer, &format, options);
-        for &id in &opened {
-            parser.push(id);
-        }
-        parser
-    };
+    let parser = chat.parsers(tokenizer, &parameters.stop, parameters.grammar.is_some());
     let mut answers = submit(state, model, (id, job, deadline), &prompts, &parameters, parser)?;
-    if single_call {
+    if chat.single_call {
         answers.end_at_first_call();
     }
     let with_logprobs = parameters.sampling.logprobs.is_some();
@@ -98,159 +68,22 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     Ok(wanted.then_some(top.unwrap_or(0) as usize))
 }
 
-/// `response_format`: text, or JSON that keeps to a schema.
-#[derive(Clone, Debug)]
-pub enum AnswerFormat {
-    /// Anything.
-    Text,
-    /// What the schema allows.
-    Json {
-        /// The schema.
-        schema: Value,
-        /// What models that know of schemas are shown.
-        shown: Option<ResponseFormat>,
-    },
+/// An entry of `choices` with a piece of an answer.
+#[derive(Serialize)]
+struct Piece {
+    index: usize,
+    delta: Delta,
+    logprobs: Value,
+    finish_reason: Option<&'static str>,
 }
 
-impl AnswerFormat {
-    /// Takes the field.
-    ///
-    /// # Errors
-    ///
-    /// 400 for another format, or a schema that is no object.
-    pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let Some(format) = fields.object("response_format")? else { return Ok(Self::Text) };
-        match format.get("type").and_then(Value::as_str) {
-            Some("text") => Ok(Self::Text),
-            Some("json_object") => Ok(Self::Json { schema: json!({ "type": "object" }), shown: None }),
-            Some("json_schema") => {
-                let described = format.get("json_schema").unwrap_or(&Value::Null);
-                let text = |field: &str| described.get(field).and_then(Value::as_str).map(str::to_owned);
-                let schema = described.get("schema").filter(|schema| schema.is_object()).cloned();
-                let rule = "expected json_schema: {name, schema} with an object for schema";
-                let schema = schema.ok_or_else(|| ApiError::invalid("response_format", rule))?;
-                let (name, description) =
-                    (text("name").unwrap_or_else(|| "answer".into()), text("description"));
-                let shown = Some(ResponseFormat { name, description, schema: schema.clone() });
-                Ok(Self::Json { schema, shown })
-            }
-            _ => Err(ApiError {
-                detail: Some("unsupported_value"),
-                ..ApiError::invalid("response_format", "expected type text, json_object or json_schema")
-            }),
-        }
-    }
-}
-
-/// What is rendered into a prompt.
-#[derive(Debug)]
-pub struct Chat {
-    /// How the model is prompted.
-    pub format: Arc<ChatFormat>,
-    /// The messages.
-    pub conversation: Conversation,
-    /// Everything else the prompt depends on.
-    pub options: RenderOptions,
-    answer: AnswerFormat,
-    messages: Value,
-}
-
-impl Chat {
-    /// Takes the fields that make the prompt.
-    ///
-    /// # Errors
-    ///
-    /// 400 that names the place at fault, also for a model that nobody told how conversations look.
-    pub fn take(fields: &mut Fields, model: &LoadedModel, answer: AnswerFormat) -> Result<Self, ApiError> {
-        let no_template =
-            "this model has no usable chat template; its operator can name one with --chat-template";
-        let format = model.chat.as_ref().ok_or_else(|| ApiError::invalid("messages", no_template))?;
-        let messages = fields.present("messages").ok_or_else(|| ApiError::invalid("messages", "required"))?;
-        let conversation = messages::conversation(&messages)?;
-        let options = RenderOptions {
-            tools: messages::tools(fields)?,
-            reasoning_effort: reasoning_effort(fields)?,
-            add_generation_prompt: fields.switch("add_generation_prompt")?.unwrap_or(true),
-            template_variables: fields.object("chat_template_kwargs")?.unwrap_or_default(),
-            response_format: match &answer {
-                AnswerFormat::Json { shown, .. } => shown.clone(),
-                AnswerFormat::Text => None,
-            },
-            ..RenderOptions::default()
-        };
-        if matches!(answer, AnswerFormat::Json { .. }) && !options.tools.is_empty() {
-            let rule = "JSON is not promised where the model may call tools instead";
-            return Err(ApiError {
-                detail: Some("unsupported_value"),
-                ..ApiError::invalid("response_format", rule)
-            });
-        }
-        if fields.get("chat_template").is_some() {
-            return Err(refused::unsupported("chat_template"));
-        }
-        Ok(Self { format: Arc::clone(format), conversation, options, answer, messages })
-    }
-
-    /// The one prompt. Takes the processor's time.
-    ///
-    /// # Errors
-    ///
-    /// 400 for a conversation that the model's template refuses.
-    pub fn prompts(&self, tokenizer: &Tokenizer) -> Result<Prompts, ApiError> {
-        let mut ids =
-            self.format.render(&self.conversation, &self.options).map_err(|error| unrendered(&error))?;
-        if ids.is_empty() {
-            return Err(ApiError::invalid("messages", "the model's chat template makes no prompt of them"));
-        }
-        ids.extend(self.opened(tokenizer));
-        Ok(Prompts { ids: vec![ids], print: TextPrint::of(&self.messages.to_string()) })
-    }
-
-    /// What the prompt says of the answer already. A model that answers in harmony is brought straight to its final
-    /// message when that must keep to a schema: what it might write before could not be held to anything.
-    pub fn opened(&self, tokenizer: &Tokenizer) -> Vec<u32> {
-        match (&self.answer, self.format.harmony_markers()) {
-            (AnswerFormat::Json { .. }, Some(markers)) => {
-                let name = tokenizer.encode("final", SpecialParsing::Plain);
-                [&[markers.channel], &name[..], &[markers.message]].concat()
-            }
-            _ => vec![],
-        }
-    }
-
-    /// The rules the answer keeps to. Takes the processor's time.
-    ///
-    /// # Errors
-    ///
-    /// 400 for a schema that cannot be enforced.
-    pub fn schema(
-        &self,
-        tokenizer: &Arc<Tokenizer>,
-        grammars: &OnceLock<Result<Arc<Grammars>, String>>,
-    ) -> Result<Option<Schema>, ApiError> {
-        let AnswerFormat::Json { schema, .. } = &self.answer else { return Ok(None) };
-        let grammars = grammars.get_or_init(|| Grammars::of(tokenizer).map(Arc::new)).as_ref();
-        let grammars = grammars.map_err(|reason| ApiError::invalid("response_format", reason))?;
-        let end_ids = match self.format.harmony_markers() {
-            Some(markers) => vec![markers.done],
-            None => tokenizer.stop_ids().to_vec(),
-        };
-        grammars.compile(schema.clone(), end_ids).map(Some)
-    }
-}
-
-/// A conversation without a prompt: most templates have a shape of conversation in mind, and say so by failing.
-pub fn unrendered(error: &ChatError) -> ApiError {
-    match error {
-        ChatError::Gguf(_) | ChatError::Read { .. } => ApiError::of(ErrorCode::Internal, error.to_string()),
-        _ => ApiError::invalid("messages", error),
-    }
-}
-
-fn reasoning_effort(fields: &mut Fields) -> Result<Option<ReasoningEffort>, ApiError> {
-    let Some(name) = fields.optional_string("reasoning_effort")? else { return Ok(None) };
-    let rule = "expected none, minimal, low, medium, high, xhigh or max";
-    ReasoningEffort::parse(&name).map(Some).ok_or_else(|| ApiError::invalid("reasoning_effort", rule))
+/// What a piece adds.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Delta {
+    Content(String),
+    ReasoningContent(String),
+    ToolCalls([Value; 1]),
 }
 
 /// Answers as `chat.completion` objects.
@@ -288,21 +121,19 @@ impl Wire for ChatWire {
         Some(json!({ "index": choice, "delta": delta, "logprobs": null, "finish_reason": null }))
     }
 
-    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<Value> {
-        let call = |call: Value| json!({ "tool_calls": [call] });
+    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<String> {
         let delta = match event {
-            OutputEvent::ContentDelta(text) => json!({ "content": text }),
-            OutputEvent::ReasoningDelta(text) => json!({ "reasoning_content": text }),
-            OutputEvent::ToolCallStart { index, id, name } => call(json!({
+            OutputEvent::ContentDelta(text) => Delta::Content(text),
+            OutputEvent::ReasoningDelta(text) => Delta::ReasoningContent(text),
+            OutputEvent::ToolCallStart { index, id, name } => Delta::ToolCalls([json!({
                 "index": index, "id": id, "type": "function", "function": { "name": name, "arguments": "" }
-            })),
+            })]),
             OutputEvent::ToolCallArgumentsDelta { index, delta } => {
-                call(json!({ "index": index, "function": { "arguments": delta } }))
+                Delta::ToolCalls([json!({ "index": index, "function": { "arguments": delta } })])
             }
             OutputEvent::ToolCallEnd { .. } | OutputEvent::Finished(_) => return None,
         };
-        let logprobs = self.logprobs(reports);
-        Some(json!({ "index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": null }))
+        Some(json_of(&Piece { index: choice, delta, logprobs: self.logprobs(reports), finish_reason: None }))
     }
 
     fn ending(&self, choice: usize, outcome: Outcome) -> Value {

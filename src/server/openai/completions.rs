@@ -4,18 +4,19 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::admission::{Admitted, Prompts, submit};
+use super::admission::{Admitted, Prompts, answered, submit};
 use super::answers::TokenReport;
 use super::parameters::{MAX_TOP_LOGPROBS, Parameters, prompt_ids, token_ids};
-use super::reply::{Head, Whole, Wire, reply};
-use super::{error, refused};
+use super::refused;
+use super::reply::{Head, Whole, Wire, json_of, reply};
 use crate::server::body::Fields;
 use crate::server::error::ApiError;
 use crate::server::log::TextPrint;
 use crate::server::off_thread::off_thread;
-use crate::server::record::{self, Outcome};
+use crate::server::record::Outcome;
 use crate::server::state::ServerState;
 use crate::text::chat::{OutputEvent, OutputParser, PlainParser};
 use crate::text::{DecodeOptions, Tokenizer};
@@ -27,23 +28,11 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 
 /// `POST /v1/completions`.
 pub async fn completions(State(state): State<Arc<ServerState>>, request: Request) -> Response {
-    let mut id = None;
-    match answer(&state, request, &mut id).await {
-        Ok(response) => response,
-        Err(error) => {
-            record::refused(&state.tally, id.as_deref(), &error);
-            error::refusal(&error)
-        }
-    }
+    answered(&state, request, "cmpl-", |admitted| answer(&state, admitted)).await
 }
 
-async fn answer(
-    state: &ServerState,
-    request: Request,
-    id: &mut Option<String>,
-) -> Result<Response, ApiError> {
-    let Admitted { model, mut fields, id, mut job, deadline } =
-        Admitted::read(state, request, "cmpl-", id).await?;
+async fn answer(state: &ServerState, admitted: Admitted<'_>) -> Result<Response, ApiError> {
+    let Admitted { model, mut fields, id, mut job, deadline } = admitted;
     let tokenizer = &model.tokenizer;
     let mut parameters = Parameters::take(&mut fields, state, tokenizer, &["max_tokens"])?;
     parameters.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS.min(state.max_tokens_out));
@@ -130,6 +119,15 @@ impl Prompt {
     }
 }
 
+/// An entry of `choices` with a piece of an answer.
+#[derive(Serialize)]
+struct Piece {
+    index: usize,
+    text: String,
+    logprobs: Value,
+    finish_reason: Option<&'static str>,
+}
+
 /// Answers as `text_completion` objects.
 #[derive(Debug)]
 struct TextWire {
@@ -171,14 +169,14 @@ impl Wire for TextWire {
         None
     }
 
-    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<Value> {
+    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<String> {
         let OutputEvent::ContentDelta(text) = event else { return None };
         let offset = self.offsets.get(choice).copied().unwrap_or(0);
         let logprobs = self.logprobs(reports, offset);
         if let Some(offset) = self.offsets.get_mut(choice) {
             *offset += text.chars().count();
         }
-        Some(json!({ "index": choice, "text": text, "logprobs": logprobs, "finish_reason": null }))
+        Some(json_of(&Piece { index: choice, text, logprobs, finish_reason: None }))
     }
 
     fn ending(&self, choice: usize, outcome: Outcome) -> Value {

@@ -1,10 +1,11 @@
-//! Answers that keep to a JSON schema: which tokens may come next, by llguidance.
+//! Answers that keep to a grammar: which tokens may come next, by llguidance.
 //!
-//! A constrained answer is right or it is refused: a schema that cannot be enforced is 400 before anything runs, and
-//! rules that fail on the way end the answer with an error. Nothing is ever generated unconstrained instead.
+//! A constrained answer is right or it is refused: a grammar that cannot be enforced is 400 before anything runs, and
+//! rules that fail on the way end the answer with an error. Nothing is ever generated unconstrained instead. What the
+//! grammars say is written in [`super::syntax`].
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{InferenceCapabilities, SimpleVob, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
@@ -12,21 +13,20 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 use crate::engine::{Constraint, TokenRules};
-use crate::server::error::ApiError;
-use crate::text::{SpecialParsing, Tokenizer};
+use crate::text::Tokenizer;
 
 /// Most bytes of a schema.
 pub const MAX_SCHEMA_BYTES: usize = 64 << 10;
-/// Most symbols of a compiled schema, and most states of its lexer: some tens of megabytes.
+/// Most symbols of a compiled grammar, and most states of its lexer: some tens of megabytes.
 const MAX_GRAMMAR_SIZE: usize = 200_000;
 const MAX_LEXER_STATES: usize = 50_000;
 /// Begins the spelling of a token that is no text.
 const SPECIAL: u8 = 0xff;
 
-/// Compiles schemas for one model's vocabulary.
+/// Compiles grammars for one model's vocabulary.
 pub struct Grammars {
     factory: ParserFactory,
-    /// The id that stands for "may end here".
+    /// The id that stands for "may end here": one behind the vocabulary, so that every real id can be part of a grammar.
     end: TokenId,
 }
 
@@ -36,34 +36,38 @@ impl fmt::Debug for Grammars {
     }
 }
 
-/// A compiled schema, from which every answer gets rules of its own.
+/// A compiled grammar, from which every answer gets rules of its own.
 #[derive(Clone)]
-pub struct Schema {
+pub struct Grammar {
     grammars: Arc<Grammars>,
-    matcher: Arc<std::sync::Mutex<Matcher>>,
-    /// Ids that may end an answer.
+    matcher: Arc<Mutex<Matcher>>,
+    /// Ids that may come where the grammar may end.
     end_ids: Vec<u32>,
 }
 
-impl fmt::Debug for Schema {
+impl fmt::Debug for Grammar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Schema").field("end_ids", &self.end_ids).finish_non_exhaustive()
+        f.debug_struct("Grammar").field("end_ids", &self.end_ids).finish_non_exhaustive()
     }
 }
 
 /// The model's vocabulary as llguidance wants it.
-struct Vocabulary {
-    trie: TokTrie,
-    tokenizer: Arc<Tokenizer>,
-}
+struct Vocabulary(TokTrie);
 
 impl TokenizerEnv for Vocabulary {
     fn tok_trie(&self) -> &TokTrie {
-        &self.trie
+        &self.0
     }
 
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
-        self.tokenizer.encode(&String::from_utf8_lossy(bytes), SpecialParsing::Plain)
+        self.0.greedy_tokenize(bytes)
+    }
+
+    /// Whether text that must come next may be cut into tokens without asking the model. It may not: what a tokenizer makes
+    /// of a text depends on what stands around it (SentencePiece begins every text with a space, and a text may end within
+    /// a character), and tokens that spell other bytes are a fault to the parser.
+    fn tokenize_is_canonical(&self) -> bool {
+        false
     }
 }
 
@@ -74,20 +78,18 @@ impl Grammars {
     ///
     /// The vocabulary names no token that ends an answer, or is not fit.
     pub fn of(tokenizer: &Arc<Tokenizer>) -> Result<Self, String> {
-        let end = tokenizer.stop_ids().first().copied().ok_or("the vocabulary has no end of answer")?;
+        if tokenizer.stop_ids().is_empty() {
+            return Err("the vocabulary has no end of answer".to_owned());
+        }
         let word = |id: u32| {
             let spelled = tokenizer.literal_bytes(id);
-            // The end must have a spelling even where the vocabulary gives it none.
-            if tokenizer.is_special(id) || id == end {
-                [&[SPECIAL], spelled].concat()
-            } else {
-                spelled.to_vec()
-            }
+            if tokenizer.is_special(id) { [&[SPECIAL], spelled].concat() } else { spelled.to_vec() }
         };
-        let words: Vec<Vec<u8>> = (0..tokenizer.vocab_size() as u32).map(word).collect();
+        let end = tokenizer.vocab_size() as u32;
+        let mut words: Vec<Vec<u8>> = (0..end).map(word).collect();
+        words.push([&[SPECIAL], &b"<end of answer>"[..]].concat());
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, end), &words);
-        let vocabulary: llguidance::toktrie::TokEnv =
-            Arc::new(Vocabulary { trie, tokenizer: Arc::clone(tokenizer) });
+        let vocabulary: llguidance::toktrie::TokEnv = Arc::new(Vocabulary(trie));
         let capabilities = InferenceCapabilities::default();
         let mut factory =
             ParserFactory::new(&vocabulary, capabilities, &[]).map_err(|error| error.to_string())?;
@@ -99,67 +101,76 @@ impl Grammars {
         Ok(Self { factory, end })
     }
 
-    /// Compiles a schema. Takes the processor's time, within limits.
+    /// Checks that a schema can be enforced. Takes the processor's time, within limits.
     ///
     /// # Errors
     ///
-    /// 400 for a schema that is too large or says what cannot be enforced.
-    pub fn compile(self: &Arc<Self>, mut schema: Value, end_ids: Vec<u32>) -> Result<Schema, ApiError> {
-        let refused = |rule: &dyn fmt::Display| ApiError {
-            detail: Some("invalid_json_schema"),
-            ..ApiError::invalid("response_format", rule)
-        };
+    /// It is too large or says what cannot be enforced.
+    pub fn check(&self, schema: &Value) -> Result<(), String> {
         let bytes = schema.to_string().len();
         if bytes > MAX_SCHEMA_BYTES {
-            return Err(refused(&format_args!(
-                "expected a schema of at most {MAX_SCHEMA_BYTES} bytes, got {bytes}"
-            )));
+            return Err(format!("expected a schema of at most {MAX_SCHEMA_BYTES} bytes, got {bytes}"));
         }
-        if let Value::Object(members) = &mut schema {
-            // A model at a loss would write blanks until its last token: one space may stand between two marks. Options
-            // of the client's own could turn enforcement off: they are replaced.
-            members.insert("x-guidance".into(), json!({ "whitespace_pattern": "\\x20" }));
-        }
-        let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
-        let mut matcher = Matcher::new(parser);
+        self.matcher(TopLevelGrammar::from_json_schema(guided(schema))).map(|_| ())
+    }
+
+    /// Compiles a grammar in Lark's notation, whose schemas have been checked. Takes the processor's time, within
+    /// limits.
+    ///
+    /// # Errors
+    ///
+    /// Its parts together are too large.
+    pub fn compile(self: &Arc<Self>, lark: String, end_ids: Vec<u32>) -> Result<Grammar, String> {
+        let matcher = Arc::new(Mutex::new(self.matcher(TopLevelGrammar::from_lark(lark))?));
+        Ok(Grammar { grammars: Arc::clone(self), matcher, end_ids })
+    }
+
+    fn matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher, String> {
+        let mut matcher = Matcher::new(self.factory.create_parser(grammar));
+        // What would only be a warning is a rule that is not enforced.
         if let Some(error) = matcher.get_error().or_else(|| matcher.grammar_warnings().into_iter().next()) {
-            return Err(refused(&error));
+            return Err(error);
         }
-        let matcher = Arc::new(std::sync::Mutex::new(matcher));
-        Ok(Schema { grammars: Arc::clone(self), matcher, end_ids })
+        // Rules that contradict each other, or lead in a circle, leave nothing to say.
+        let first = matcher.compute_mask().map_err(|_| "no answer can keep to it")?;
+        if first.is_zero() { Err("no answer can keep to it".to_owned()) } else { Ok(matcher) }
     }
 }
 
-impl Schema {
+/// The schema with the options this worker compiles it with.
+pub fn guided(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    if let Value::Object(members) = &mut schema {
+        // A model at a loss would write blanks until its last token: one space may stand between two marks. Options
+        // of the client's own could turn enforcement off: they are replaced.
+        members.insert("x-guidance".into(), json!({ "whitespace_pattern": "\\x20" }));
+    }
+    schema
+}
+
+impl Grammar {
     /// Rules for one answer.
     pub fn constraint(&self) -> Constraint {
-        let matcher = self.matcher.lock().unwrap_or_else(std::sync::PoisonError::into_inner).deep_clone();
-        Constraint::of(Box::new(SchemaRules {
-            matcher,
-            end: self.grammars.end,
-            end_ids: self.end_ids.clone(),
-        }))
+        let matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
+        let (end, end_ids) = (self.grammars.end, self.end_ids.clone());
+        Constraint::of(Box::new(GrammarRules { matcher, end, end_ids }))
     }
 }
 
-struct SchemaRules {
+struct GrammarRules {
     matcher: Matcher,
     end: TokenId,
     end_ids: Vec<u32>,
 }
 
-impl TokenRules for SchemaRules {
+impl TokenRules for GrammarRules {
     fn mask(&mut self, logits: &mut [f32]) -> Result<(), String> {
         let mask: SimpleVob = self.matcher.compute_mask_or_eos().map_err(|error| error.to_string())?;
-        let may_end = (self.end as usize) < mask.len() && mask.is_allowed(self.end);
+        let may_end = mask.is_allowed(self.end);
         for (id, logit) in logits.iter_mut().enumerate() {
             let id = id as u32;
-            let is_end = id == self.end || self.end_ids.contains(&id);
-            let allowed = if is_end {
-                may_end && self.end_ids.contains(&id)
-            } else {
-                (id as usize) < mask.len() && mask.is_allowed(id)
-            };
+            let allowed =
+                if self.end_ids.contains(&id) { may_end } else { id < self.end && mask.is_allowed(id) };
             if !allowed {
                 *logit = f32::NEG_INFINITY;
             }

@@ -1,17 +1,14 @@
-//! `messages` and `tools` of a chat request as the conversation they mean. Every error names its place.
+//! `messages` of a chat request as the conversation they mean. Every error names its place.
 
 use serde_json::{Map, Value};
 
-use crate::server::body::Fields;
 use crate::server::error::ApiError;
-use crate::text::chat::{Content, Conversation, Message, Role, Tool, ToolCall};
+use crate::text::chat::{Content, Conversation, Message, Role, ToolCall};
 
 /// Most messages of a conversation.
 const MAX_MESSAGES: usize = 8192;
-/// Most functions of a request.
-const MAX_TOOLS: usize = 128;
-/// Most characters of a function's name.
-const MAX_NAME_CHARS: usize = 128;
+/// Most calls of a message.
+const MAX_CALLS: usize = 128;
 
 /// The conversation that `messages` holds.
 ///
@@ -75,7 +72,12 @@ fn has_more_than_content(map: &Map<String, Value>) -> bool {
         .any(|field| present(map, field).is_some())
 }
 
-fn content(value: &Value, place: &str) -> Result<Content, ApiError> {
+/// A text, or a list of parts that are texts.
+///
+/// # Errors
+///
+/// 400 that names the part at fault.
+pub fn content(value: &Value, place: &str) -> Result<Content, ApiError> {
     match value {
         Value::String(text) => Ok(Content::Text(text.clone())),
         Value::Array(parts) => {
@@ -97,8 +99,8 @@ fn content(value: &Value, place: &str) -> Result<Content, ApiError> {
 
 fn tool_calls(value: &Value, place: &str) -> Result<Vec<ToolCall>, ApiError> {
     let expected =
-        || ApiError::invalid(place.to_owned(), format_args!("expected a list of at most {MAX_TOOLS} calls"));
-    let calls = value.as_array().filter(|calls| calls.len() <= MAX_TOOLS).ok_or_else(expected)?;
+        || ApiError::invalid(place.to_owned(), format_args!("expected a list of at most {MAX_CALLS} calls"));
+    let calls = value.as_array().filter(|calls| calls.len() <= MAX_CALLS).ok_or_else(expected)?;
     let calls = calls.iter().enumerate().map(|(index, call)| {
         let rule = "expected {id, type: \"function\", function: {name, arguments}} of strings";
         let unfit = || ApiError::invalid(format!("{place}[{index}]"), rule);
@@ -113,64 +115,8 @@ fn tool_calls(value: &Value, place: &str) -> Result<Vec<ToolCall>, ApiError> {
     calls.collect()
 }
 
-/// The functions of `tools`, if the request lets the model call them.
-///
-/// # Errors
-///
-/// 400 that names the part at fault.
-pub fn tools(fields: &mut Fields) -> Result<Vec<Tool>, ApiError> {
-    let tools = match fields.present("tools") {
-        None => vec![],
-        Some(Value::Array(items)) if items.len() <= MAX_TOOLS => {
-            items.into_iter().enumerate().map(|(index, item)| tool(item, index)).collect::<Result<_, _>>()?
-        }
-        Some(_) => {
-            return Err(ApiError::invalid(
-                "tools",
-                format_args!("expected a list of at most {MAX_TOOLS} tools"),
-            ));
-        }
-    };
-    match fields.present("tool_choice") {
-        None => Ok(tools),
-        Some(Value::String(choice)) if choice == "auto" => Ok(tools),
-        Some(Value::String(choice)) if choice == "none" => Ok(vec![]),
-        Some(_) => Err(ApiError {
-            detail: Some("unsupported_value"),
-            ..ApiError::invalid("tool_choice", "this worker supports auto and none")
-        }),
-    }
-}
-
-fn tool(item: Value, index: usize) -> Result<Tool, ApiError> {
-    if item.get("type").is_some_and(|kind| kind != "function") {
-        return Err(ApiError::invalid(format!("tools[{index}].type"), "expected function"));
-    }
-    let function = item.get("function");
-    if function.and_then(|function| function.get("strict")).is_some_and(|strict| *strict == Value::Bool(true))
-    {
-        return Err(ApiError {
-            detail: Some("unsupported_value"),
-            ..ApiError::invalid(
-                format!("tools[{index}].function.strict"),
-                "this worker does not constrain arguments to their schema",
-            )
-        });
-    }
-    let parameters = function.and_then(|function| function.get("parameters"));
-    if parameters.is_some_and(|parameters| !parameters.is_object() && !parameters.is_null()) {
-        return Err(ApiError::invalid(format!("tools[{index}].function.parameters"), "expected an object"));
-    }
-    let fits = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-    Tool::from_definition(item)
-        .filter(|tool| (1..=MAX_NAME_CHARS).contains(&tool.name.len()) && tool.name.chars().all(fits))
-        .ok_or_else(|| {
-            let rule = format_args!("expected 1 to {MAX_NAME_CHARS} letters, digits, '_', '-' or '.'");
-            ApiError::invalid(format!("tools[{index}].function.name"), rule)
-        })
-}
-
-fn present<'a>(map: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
+/// A member, unless it is `null`.
+pub fn present<'a>(map: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
     map.get(field).filter(|value| !value.is_null())
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::grammar::Schema;
+use super::grammar::Grammar;
 use super::refused;
 use crate::engine::Sampling;
 use crate::random;
@@ -42,7 +42,7 @@ pub struct Parameters {
     /// Let the stream's last chunk count tokens.
     pub include_usage: bool,
     /// What every answer keeps to.
-    pub schema: Option<Schema>,
+    pub grammar: Option<Grammar>,
     /// Whose cached prefixes may be shared.
     pub cache_salt: Option<String>,
 }
@@ -86,9 +86,25 @@ impl Parameters {
             choices: fields.integer("n", 1, MAX_CHOICES as u64)?.unwrap_or(1) as usize,
             stream,
             include_usage,
-            schema: None,
+            grammar: None,
             cache_salt: cache_salt(fields)?,
         })
+    }
+
+    /// Lets every answer keep to a grammar, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// 400 for a request that wants to go on after the grammar's end.
+    pub fn constrain(&mut self, grammar: Option<Grammar>) -> Result<(), ApiError> {
+        if grammar.is_some() && self.ignore_eos {
+            return Err(ApiError::invalid(
+                "ignore_eos",
+                "an answer that is constrained ends where it is complete",
+            ));
+        }
+        self.grammar = grammar;
+        Ok(())
     }
 
     /// Most tokens to generate after a prompt of this length.
@@ -122,7 +138,7 @@ impl Parameters {
     pub fn sampling_of(&self, choice: usize) -> Sampling {
         Sampling {
             seed: self.sampling.seed.wrapping_add(choice as u64),
-            constraint: self.schema.as_ref().map(Schema::constraint),
+            constraint: self.grammar.as_ref().map(Grammar::constraint),
             ..self.sampling.clone()
         }
     }

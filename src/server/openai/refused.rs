@@ -8,7 +8,10 @@ use crate::server::error::ApiError;
 
 /// Field and the values that ask for nothing, as JSON; `null` and absence never ask for anything. Numbers are compared
 /// as numbers.
-const NEUTRAL: &[(&str, &[&str])] = &[
+pub type Neutral = &'static [(&'static str, &'static [&'static str])];
+
+/// What every route passes over.
+pub const NEUTRAL: Neutral = &[
     ("audio", &[]),
     ("bad_words", &["[]"]),
     ("best_of", &["1"]),
@@ -36,6 +39,7 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("no_stop_trim", &["false"]),
     ("prediction", &[]),
     ("prompt_logprobs", &[]),
+    ("reasoning_budget", &["-1"]),
     ("regex", &[]),
     ("return_hidden_states", &["false"]),
     ("return_token_ids", &["false"]),
@@ -48,6 +52,8 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("structured_outputs", &[]),
     ("suffix", &["\"\""]),
     ("tfs_z", &["1"]),
+    ("thinking_budget_tokens", &["-1"]),
+    ("thinking_token_budget", &[]),
     ("truncate_prompt_tokens", &[]),
     ("typical_p", &["1"]),
     ("use_beam_search", &["false"]),
@@ -62,7 +68,16 @@ const NEUTRAL: &[(&str, &[&str])] = &[
 ///
 /// 400 that names it.
 pub fn check(fields: &Fields) -> Result<(), ApiError> {
-    for (field, neutral) in NEUTRAL {
+    check_all(fields, NEUTRAL)
+}
+
+/// Refuses the first field of this list that asks for something.
+///
+/// # Errors
+///
+/// 400 that names it.
+pub fn check_all(fields: &Fields, list: Neutral) -> Result<(), ApiError> {
+    for (field, neutral) in list {
         if let Some(value) = fields.get(field)
             && !neutral.iter().any(|neutral| is(value, neutral))
         {

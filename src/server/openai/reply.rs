@@ -2,21 +2,22 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use futures_core::Stream;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::answers::{Answers, Said, TokenReport, Totals};
 use super::error;
 use crate::server::error::{ApiError, ErrorCode};
 use crate::server::record::Outcome;
-use crate::server::sse;
+use crate::server::sse::{self, Event};
 use crate::server::state::ServerState;
 use crate::text::chat::{OutputEvent, ToolCall};
 
@@ -108,12 +109,17 @@ pub trait Wire: Send + Unpin + 'static {
 
     /// What begins an answer, if anything does.
     fn opening(&self, choice: usize) -> Option<Value>;
-    /// A piece of an answer, if it is shown.
-    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<Value>;
+    /// A piece of an answer, if it is shown, as JSON: the one that is written once a token.
+    fn piece(&mut self, choice: usize, event: OutputEvent, reports: &[TokenReport]) -> Option<String>;
     /// The end of an answer.
     fn ending(&self, choice: usize, outcome: Outcome) -> Value;
     /// A whole answer.
     fn whole(&self, choice: usize, whole: Whole) -> Value;
+}
+
+/// JSON of a value that has one.
+pub fn json_of(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 /// Answers as the request asked: as a stream, with its token counts at the end if wanted, or whole.
@@ -174,7 +180,7 @@ fn usage(totals: &Totals) -> Value {
         "prompt_tokens": totals.prompt_tokens,
         "completion_tokens": totals.completion_tokens,
         "total_tokens": totals.prompt_tokens + totals.completion_tokens,
-        "prompt_tokens_details": totals.cached_tokens.map(|cached| json!({ "cached_tokens": cached })),
+        "prompt_tokens_details": { "cached_tokens": totals.cached_tokens },
         "completion_tokens_details": { "reasoning_tokens": totals.reasoning_tokens },
     })
 }
@@ -191,10 +197,10 @@ struct Chunks<W> {
 
 impl<W: Wire> Chunks<W> {
     /// Queues a chunk with one entry of `choices`.
-    fn push(&mut self, choice: &Value) {
+    fn push(&mut self, choice: &dyn Display) {
         let usage = if self.include_usage { ",\"usage\":null" } else { "" };
-        let chunk = format!("{},\"choices\":[{choice}]{usage}}}", self.chunk_head);
-        self.due.push_back(Event::default().data(chunk));
+        let head = &self.chunk_head;
+        self.due.push_back(Event::of(format_args!("{head},\"choices\":[{choice}]{usage}}}")));
     }
 
     fn render(&mut self, said: Said) {
@@ -210,14 +216,14 @@ impl<W: Wire> Chunks<W> {
             }
             Said::Complete(totals) => {
                 if self.include_usage {
-                    let chunk = format!("{},\"choices\":[],\"usage\":{}}}", self.chunk_head, usage(&totals));
-                    self.due.push_back(Event::default().data(chunk));
+                    let (head, usage) = (&self.chunk_head, usage(&totals));
+                    self.due.push_back(Event::of(format_args!("{head},\"choices\":[],\"usage\":{usage}}}")));
                 }
-                self.due.push_back(Event::default().data(DONE));
+                self.due.push_back(Event::of(format_args!("{DONE}")));
             }
             // What makes a client raise it; nothing may follow that looks like an end that went well.
             Said::Failed(error) => {
-                self.due.push_back(Event::default().data(error::body(&error).to_string()));
+                self.due.push_back(Event::of(format_args!("{}", error::body(&error))));
             }
         }
     }

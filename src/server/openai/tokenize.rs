@@ -11,9 +11,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::admission::MAX_BODY_BYTES;
-use super::chat::{AnswerFormat, Chat, unrendered};
 use super::error;
 use super::parameters::{named_model, token_ids};
+use super::prompt::{AnswerFormat, Chat};
 use crate::server::body::Fields;
 use crate::server::error::{ApiError, ErrorCode};
 use crate::server::off_thread::spawn;
@@ -57,10 +57,7 @@ async fn tokens(state: &ServerState, request: Request) -> Result<Value, ApiError
     let with_strings = fields.switch("return_token_strs")?.unwrap_or(false);
     let ids = if fields.get("messages").is_some() {
         let chat = Chat::take(&mut fields, model, AnswerFormat::Text)?;
-        {
-            let tokenizer = Arc::clone(&tokenizer);
-            spawn(move || Ok(chat.prompts(&tokenizer)?.ids.concat())).await?
-        }
+        spawn(move || Ok(chat.prompts()?.ids.concat())).await?
     } else {
         let (field, add_field) = if fields.get("content").is_some() {
             ("content", "add_special")
@@ -109,8 +106,5 @@ async fn text(state: &ServerState, request: Request) -> Result<Value, ApiError> 
 async fn prompt(state: &ServerState, request: Request) -> Result<Value, ApiError> {
     let (model, mut fields) = read(state, request).await?;
     let chat = Chat::take(&mut fields, model, AnswerFormat::Text)?;
-    let render = move || {
-        chat.format.render_text(&chat.conversation, &chat.options).map_err(|error| unrendered(&error))
-    };
-    Ok(json!({ "prompt": spawn(render).await? }))
+    Ok(json!({ "prompt": spawn(move || chat.text()).await? }))
 }

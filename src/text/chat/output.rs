@@ -59,6 +59,8 @@ pub struct ParserOptions {
     pub tool_names: Vec<String>,
     /// Prefix of call ids, unique to the request; a running number follows.
     pub call_id_prefix: String,
+    /// Calls stand between their tags only: for answers that keep to a grammar, whose text may look like a call.
+    pub tagged_calls_only: bool,
     /// How ids become text. Stop strings are looked for in the answer's text, not in reasoning or arguments.
     pub decode: DecodeOptions,
 }

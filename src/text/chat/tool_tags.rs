@@ -22,6 +22,7 @@ const MAX_HELD_SPACE: usize = 64;
 pub struct ToolTagParser {
     decoder: IncrementalDecoder,
     tool_names: Vec<String>,
+    tagged_calls_only: bool,
     calls: CallNumbers,
     state: State,
     /// Text not dealt with yet; all but at most one delta of it is held back on purpose.
@@ -56,6 +57,7 @@ impl ToolTagParser {
         Self {
             decoder: IncrementalDecoder::new(tokenizer, &options.decode),
             tool_names: options.tool_names,
+            tagged_calls_only: options.tagged_calls_only,
             calls: CallNumbers::new(options.call_id_prefix),
             state: State::Text { fresh: true },
             pending: String::new(),
@@ -112,7 +114,10 @@ impl ToolTagParser {
     }
 
     fn step_text(&mut self, fresh: bool, events: &mut Vec<OutputEvent>) -> Progress {
-        if fresh && let Some(progress) = self.step_bare(events) {
+        if fresh
+            && !self.tagged_calls_only
+            && let Some(progress) = self.step_bare(events)
+        {
             return progress;
         }
         if let Some(at) = self.pending.find(OPEN) {

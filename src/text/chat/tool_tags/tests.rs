@@ -24,6 +24,7 @@ fn parser(tools: &[&str], stops: &[&str]) -> ToolTagParser {
     let options = ParserOptions {
         tool_names: own(tools),
         call_id_prefix: "c".into(),
+        tagged_calls_only: false,
         decode: DecodeOptions { continues_text: true, stops: own(stops), ..DecodeOptions::default() },
     };
     ToolTagParser::new(byte_tokenizer(), options)
