@@ -264,7 +264,8 @@ KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS, (D <= 64 ? 3 : 2)) {
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) {
             const u32 dimension = 8 * n + 2 * (lane % 4);
-            if (dimension < args.head_dim) *(float2*)(y + dimension) = make_float2(out.at[n][2 * r] * factor, out.at[n][2 * r + 1] * factor);
+            if (dimension >= args.head_dim) continue;
+            *(float2*)(y + dimension) = make_float2(out.at[n][2 * r] * factor, out.at[n][2 * r + 1] * factor);
         }
     }
 }

@@ -5,7 +5,8 @@
 // normed: y = W rms_norm(x) + bias for a step of one token. Grid: row tiles, 256 threads. The weights are on their way
 // before the previous kernel has ended; bound by latency. Dynamic shared memory: the normalised row.
 // Others: grid (row tiles / 1, 1 or 4, most rows / 1, 8 or 8), 256 threads. f32 fused multiply-adds; reads the weight once per
-// column group; bound by memory for one column, by FMA issue and L1 for many, of which the wide one reads each for four tiles. Arithmetic: common/plain.cuh.
+// column group; bound by memory for one column, by FMA issue and L1 for many, of which the wide one reads each for four tiles.
+// Arithmetic: common/plain.cuh.
 #include "common/norm.cuh"
 #include "common/plain.cuh"
 

@@ -34,8 +34,9 @@ KERNEL(MOE_LINEAR_GROUP, MoeLinearArgs, GROUP_THREADS, 1) {
     for (u32 first = args.routing.offsets[expert] + blockIdx.x * GROUP_COLUMNS; first < end;
          first += gridDim.x * GROUP_COLUMNS) {
         const u32 live = open_pairs<WEIGHT_FORMAT>(shared, args.routing, first, end);
-        group_product<WEIGHT_FORMAT>(args.weight, (u64)expert * args.weight.row_tiles + tile, args.weight.row_tiles - tile, args.x,
-                                     live, shared, [&](u32 row, u32 column, float sum) {
+        const u64 first_tile = (u64)expert * args.weight.row_tiles + tile;
+        group_product<WEIGHT_FORMAT>(args.weight, first_tile, args.weight.row_tiles - tile, args.x, live, shared,
+                                     [&](u32 row, u32 column, float sum) {
                                          store_output(args, expert, tile * 32 + row, shared.pairs[column], sum);
                                      });
     }

@@ -2,7 +2,8 @@
 //
 // A CTA takes 192 rows and 128 columns: twelve warps, three warpgroups, 16 rows a warp. Activations stream through shared
 // memory in the order of the tensor cores; every warp takes its rows' codes apart in registers, and one warpgroup's products
-// run while the others scale their sums. Sums over finished slices wait in shared memory. Bound by the scaling: four instructions per output and block of 32.
+// run while the others scale their sums. Sums over finished slices wait in shared memory.
+// Bound by the copies of activations today, then by the scaling: four instructions per output and block of 32.
 //
 // The numbers, and the order they are added in, are tile.cuh's.
 #pragma once
@@ -330,8 +331,8 @@ __device__ __forceinline__ void add_sums(const i32 (&sums)[N], const HalfScales<
 }
 
 // The sums of this warp's 16 rows of row tile `tile` with the columns of `shared.rows`, LIVE pieces of them, in this thread's
-// `shared.totals`; [4p + n]: columns 32p + 8n on, as mma has them. `shared.rows` must be filled and visible. `active`: the warpgroup has
-// something to do. All threads call it; what the stages held is overwritten only after a barrier.
+// `shared.totals`; [4p + n]: columns 32p + 8n on, as mma has them. `shared.rows` must be filled and visible. `active`: the
+// warpgroup has something to do. All threads call it; what the stages held is overwritten only after a barrier.
 template <int FORMAT, int LIVE>
 __device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, bool active, const Activations& x,
                                              GroupShared<FORMAT>& shared) {
