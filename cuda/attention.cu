@@ -2,102 +2,16 @@
 // for the formula, the arguments and the order of every sum.
 //
 // Compiled per padded head size: -DHEAD_DIM_PADDED=32, 64, 96 or 128 (head_dim a multiple of 8, at most that).
-//   rows:  grid (ceil(tokens / 4 tokens per warp), kv heads * head groups), 128 threads. A warp takes 16 rows (tokens x
-//          query heads of one kv head) through all their tiles: for prefill. Bound by the tensor cores and L1.
 //   split: grid (tokens, kv heads * head groups, tile groups), 128 threads. A warp takes single tiles of one token and
 //          leaves (o, m, l) of each; the last CTA of a (token, head group) to arrive joins them in ascending order: for
 //          decode. Reads each cached position once per kv head, and 4 (head_dim + 2) bytes per tile and head twice; bound
 //          by memory.
-// Both give the same bits.
+// The bits are those of attention_rows.cu.
 #include "common/attention_tile.cuh"
 #include "common/quantize_warp.cuh"
 
 #define D HEAD_DIM_PADDED
 #define ATTENTION_WARPS 4
-
-// The share of a warp's rows that belong to one sequence: tokens [begin, end).
-struct Run {
-    u32 sequence;
-    u32 begin;
-    u32 end;
-    u32 first_tile;
-    u32 last;  // largest position
-};
-
-__device__ __forceinline__ Run next_run(const AttentionArgs& args, u32 begin, u32 end) {
-    Run run;
-    run.sequence = args.sequences[begin];
-    run.begin = begin;
-    run.first_tile = first_tile(args, args.positions[begin]);
-    run.last = args.positions[begin];
-    for (run.end = begin + 1; run.end < end && args.sequences[run.end] == run.sequence; ++run.end) {
-        const u32 position = args.positions[run.end];
-        const u32 tile = first_tile(args, position);
-        run.first_tile = tile < run.first_tile ? tile : run.first_tile;
-        run.last = position > run.last ? position : run.last;
-    }
-    return run;
-}
-
-KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS, 2) {
-    __shared__ QueryFragments<D> queries[ATTENTION_WARPS];
-    wait_for_previous_kernel();
-    allow_next_kernel();
-    const u32 lane = threadIdx.x % 32;
-    const u32 warp = threadIdx.x / 32;
-    const RowShape shape = row_shape(args);
-    const u32 kv_head = blockIdx.y / shape.head_groups;
-    const u32 tokens = *args.tokens;
-    const u32 first = (blockIdx.x * ATTENTION_WARPS + warp) * shape.tokens;
-    if (first >= tokens) return;
-    const u32 end = first + shape.tokens < tokens ? first + shape.tokens : tokens;
-    const LaneRows rows = lane_rows(shape, first, end, kv_head, blockIdx.y % shape.head_groups, lane);
-    float unscale[2];
-    load_queries<D>(args, rows, lane, queries[warp], unscale);
-    RowSoftmax state[2] = {{-INFINITY_F32, 0.0f}, {-INFINITY_F32, 0.0f}};
-    RowOutputs<D> out;
-#pragma unroll
-    for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-        for (int c = 0; c < 4; ++c) out.at[n][c] = 0.0f;
-    for (u32 begin = first; begin < end;) {
-        const Run run = next_run(args, begin, end);
-        begin = run.end;
-        i32 position[2];
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const bool takes_part = rows.live[r] && rows.token[r] >= run.begin && rows.token[r] < run.end;
-            position[r] = takes_part ? (i32)args.positions[rows.token[r]] : -1;
-        }
-#pragma unroll 1
-        for (u32 tile = run.first_tile; tile <= run.last / ATTENTION_TILE; ++tile) {
-            RowSoftmax softmax[2];
-            RowOutputs<D> tile_out;
-            attend_tile<D, 2, 0>(args, queries[warp], unscale, position, run.sequence, kv_head, tile, run.last, lane, softmax,
-                                 tile_out);
-            const JoinFactors factors[2] = {join(state[0], softmax[0]), join(state[1], softmax[1])};
-#pragma unroll
-            for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-                for (int c = 0; c < 4; ++c) {
-                    out.at[n][c] = join_output(out.at[n][c], tile_out.at[n][c], factors[c / 2]);
-                }
-        }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        if (!rows.live[r]) continue;
-        const float factor = finish(state[r], args.sinks ? args.sinks + rows.head[r] : 0);
-        float* y = args.y + ((u64)rows.token[r] * args.heads + rows.head[r]) * args.head_dim;
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                const u32 dimension = (2 * (lane % 4) + c) * (D / 8) + n;
-                if (dimension < args.head_dim) y[dimension] = out.at[n][2 * r + c] * factor;
-            }
-    }
-}
 
 // Joins the `count` tiles of a token, for the query heads of `rows` rows; the CTA's threads share them out, `width` to a
 // row, a power of two.

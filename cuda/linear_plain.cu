@@ -4,8 +4,9 @@
 // Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id> and a name for each kernel.
 // normed: y = W rms_norm(x) + bias for a step of one token. Grid: row tiles, 256 threads. The weights are on their way
 // before the previous kernel has ended; bound by latency. Dynamic shared memory: the normalised row.
-// Others: grid (row tiles, most rows / 1 or 8), 256 threads. f32 fused multiply-adds; reads the weight once per column group;
-// bound by memory for one column, by FMA issue and L1 for many. Arithmetic: common/plain.cuh.
+// Others: grid (row tiles / 1, 1 or 4, most rows / 1, 8 or 8), 256 threads. f32 fused multiply-adds; reads the weight once per
+// column group; bound by memory for one column, by FMA issue and L1 for many, of which the wide one reads each for four tiles.
+// Arithmetic: common/plain.cuh.
 #include "common/norm.cuh"
 #include "common/plain.cuh"
 
@@ -20,7 +21,7 @@ struct LinearPlainArgs {
     u32 reserved;
 };
 
-template <int NC>
+template <int NC, int RT>
 __device__ __forceinline__ void linear_plain(const LinearPlainArgs& args) {
     __shared__ PlainShared<NC> shared;
     wait_for_previous_kernel();
@@ -28,11 +29,12 @@ __device__ __forceinline__ void linear_plain(const LinearPlainArgs& args) {
     const u32 columns = *args.columns;
     const u32 first = blockIdx.y * NC;
     if (first >= columns) return;
-    plain_product<WEIGHT_FORMAT, NC>(
-        args.weight, blockIdx.x, args.x, shared,
+    const u32 tile = blockIdx.x * RT;
+    plain_products<WEIGHT_FORMAT, NC, RT>(
+        args.weight, tile, args.weight.row_tiles - tile, args.x, shared,
         [&](u32 column) { return first + column < columns ? first + column : NO_ROW; },
         [&](u32 row, u32 column, float sum) {
-            const u32 output = blockIdx.x * 8 + row;
+            const u32 output = tile * 8 + row;
             if (output >= args.outputs || first + column >= columns) return;
             if (args.bias) sum += args.bias[output];
             const u64 index = (u64)(first + column) * args.outputs + output;
@@ -41,8 +43,9 @@ __device__ __forceinline__ void linear_plain(const LinearPlainArgs& args) {
         });
 }
 
-KERNEL(LINEAR_PLAIN_1, LinearPlainArgs, PLAIN_THREADS) { linear_plain<1>(args); }
-KERNEL(LINEAR_PLAIN_8, LinearPlainArgs, PLAIN_THREADS) { linear_plain<8>(args); }
+KERNEL(LINEAR_PLAIN_1, LinearPlainArgs, PLAIN_THREADS) { linear_plain<1, 1>(args); }
+KERNEL(LINEAR_PLAIN_8, LinearPlainArgs, PLAIN_THREADS) { linear_plain<8, 1>(args); }
+KERNEL(LINEAR_PLAIN_WIDE, LinearPlainArgs, PLAIN_THREADS) { linear_plain<8, 4>(args); }
 
 struct LinearPlainNormedArgs {
     Weight weight;

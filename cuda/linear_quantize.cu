@@ -13,6 +13,8 @@ struct LinearQuantizeArgs {
     const u32* rows;  // live rows, before `rows_per`
     u32 blocks;
     u32 rows_per;  // activation rows per live row
+    u32 planes;    // 1: high and low bytes apart
+    u32 reserved;
 };
 
 KERNEL(linear_quantize_f32, LinearQuantizeArgs, 256) {
@@ -26,5 +28,6 @@ KERNEL(linear_quantize_f32, LinearQuantizeArgs, 256) {
     const bool live = block < args.blocks;
     const u64 record = (u64)row * args.blocks + (live ? block : 0);
     const Floats4 x = ((const Floats4*)args.x)[record * 8 + part];
-    quantize_block(x, part, live, (u32*)(args.codes + record * ACTIVATION_CODE_BYTES), args.sums + record);
+    quantize_block(x, part, live, (u32*)(args.codes + record * ACTIVATION_CODE_BYTES), args.sums + record,
+                   args.planes != 0);
 }

@@ -7,24 +7,7 @@
 //                touched expert is read once from memory, again from L2 where it has more pairs.
 //   sweep:       grid (ceil(row tiles / 8), experts, column groups) over pairs sorted by moe_linear_route.
 // A pair's result has the same bits in all of them (common/tile.cuh).
-#include "common/product.cuh"
-#include "common/routing.cuh"
-
-struct MoeLinearArgs {
-    Weight weight;
-    Activations x;
-    Routing routing;
-    const float* bias;  // [experts, outputs] or null
-    float* y;
-    u32 outputs;
-    u32 reserved;
-};
-
-__device__ __forceinline__ void store_output(const MoeLinearArgs& args, u32 expert, u32 output, u32 pair, float sum) {
-    if (output >= args.outputs || pair == NO_ROW) return;
-    if (args.bias) sum += args.bias[(u64)expert * args.outputs + output];
-    args.y[(u64)pair * args.outputs + output] = sum;
-}
+#include "common/moe_linear_args.cuh"
 
 KERNEL(MOE_LINEAR_PAIR, MoeLinearArgs, PRODUCT_THREADS, 2) {
     __shared__ SplitShared<1> shared;

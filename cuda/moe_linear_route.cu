@@ -1,11 +1,12 @@
 // moe_linear, first step for many tokens: pairs sorted by expert, so that an expert's weights are read once.
 //
 // experts: [tokens, top_k] u32 -> offsets: [expert_count + 1], order: [tokens * top_k] pairs (token * top_k + choice),
-// ascending inside an expert. One CTA of 1024 threads, a warp per expert in turn, ids read twice per expert from L1;
-// bound by latency. No atomics: the order is the same every time.
+// ascending inside an expert. Grid: (experts), 256 threads: a CTA counts the pairs of its expert and of those before it,
+// each thread in a stretch of its own, and places its own. Ids are read twice per expert, from L2 and L1; bound by latency.
+// No atomics: the order is the same every time.
 #include "common/types.cuh"
 
-#define MAX_EXPERTS 1024
+#define ROUTE_THREADS 256
 
 struct MoeLinearRouteArgs {
     const u32* experts;
@@ -13,37 +14,58 @@ struct MoeLinearRouteArgs {
     u32* offsets;
     u32* order;
     u32 top_k;
-    u32 expert_count;  // <= MAX_EXPERTS
+    u32 expert_count;
 };
 
-KERNEL(moe_linear_route, MoeLinearRouteArgs, 1024) {
-    __shared__ u32 starts[MAX_EXPERTS + 1];
+KERNEL(moe_linear_route, MoeLinearRouteArgs, ROUTE_THREADS) {
+    __shared__ u32 warp_before[ROUTE_THREADS / 32];
+    __shared__ u32 warp_own[ROUTE_THREADS / 32];
     wait_for_previous_kernel();
     allow_next_kernel();
     const u32 pairs = *args.tokens * args.top_k;
+    const u32 expert = blockIdx.x;
     const u32 lane = threadIdx.x % 32;
     const u32 warp = threadIdx.x / 32;
-    for (u32 expert = warp; expert < args.expert_count; expert += 32) {
-        u32 count = 0;
-        for (u32 pair = lane; pair < pairs; pair += 32) count += args.experts[pair] == expert;
+    const u32 stretch = (pairs + ROUTE_THREADS - 1) / ROUTE_THREADS;
+    const u32 first = threadIdx.x * stretch < pairs ? threadIdx.x * stretch : pairs;
+    const u32 end = first + stretch < pairs ? first + stretch : pairs;
+    u32 before = 0;
+    u32 own = 0;
+#pragma unroll 8
+    for (u32 pair = first; pair < end; ++pair) {
+        const u32 chosen = args.experts[pair];
+        before += chosen < expert;
+        own += chosen == expert;
+    }
+    // Own pairs of the lanes up to this one; pairs before of the whole warp.
+    u32 upto = own;
 #pragma unroll
-        for (int distance = 16; distance > 0; distance >>= 1) count += __shfl_xor_sync(0xffffffffu, count, distance);
-        if (lane == 0) starts[expert + 1] = count;
+    for (u32 distance = 1; distance < 32; distance <<= 1) {
+        const u32 other = __shfl_up_sync(0xffffffffu, upto, distance);
+        upto += lane >= distance ? other : 0;
+        before += __shfl_xor_sync(0xffffffffu, before, distance);
+    }
+    if (lane == 31) {
+        warp_before[warp] = before;
+        warp_own[warp] = upto;
     }
     __syncthreads();
+    u32 start = 0;
+    u32 count = 0;
+    u32 next = upto - own;
+#pragma unroll
+    for (u32 w = 0; w < ROUTE_THREADS / 32; ++w) {
+        start += warp_before[w];
+        next += w < warp ? warp_own[w] : 0;
+        count += warp_own[w];
+    }
+    next += start;
     if (threadIdx.x == 0) {
-        starts[0] = 0;
-        for (u32 expert = 0; expert < args.expert_count; ++expert) starts[expert + 1] += starts[expert];
+        args.offsets[expert] = start;
+        if (expert + 1 == args.expert_count) args.offsets[expert + 1] = start + count;
     }
-    __syncthreads();
-    for (u32 i = threadIdx.x; i <= args.expert_count; i += blockDim.x) args.offsets[i] = starts[i];
-    for (u32 expert = warp; expert < args.expert_count; expert += 32) {
-        u32 next = starts[expert];
-        for (u32 first = 0; first < pairs; first += 32) {
-            const bool mine = first + lane < pairs && args.experts[first + lane] == expert;
-            const u32 mask = __ballot_sync(0xffffffffu, mine);
-            if (mine) args.order[next + __popc(mask & ((1u << lane) - 1))] = first + lane;
-            next += __popc(mask);
-        }
+    if (own == 0) return;
+    for (u32 pair = first; pair < end; ++pair) {
+        if (args.experts[pair] == expert) args.order[next++] = pair;
     }
 }

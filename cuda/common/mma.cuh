@@ -27,6 +27,16 @@ __device__ __forceinline__ void mma_f16_k16(float (&c)[4], const u32 (&a)[4], u3
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Four 8 x 8 matrices of halves from shared memory, transposed: lane 8i + j gives the address of row j of matrix i, and gets
+// of each matrix rows 2t, 2t + 1 of column g.
+__device__ __forceinline__ void load_transposed(u32 (&out)[4], const void* row) {
+    const u32 address = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(address)
+                 : "memory");
+}
+
 // Byte permutation: nibble i of `selector` picks byte i of the result from {high, low}; bit 3 replicates a sign.
 __device__ __forceinline__ u32 permute_bytes(u32 low, u32 high, u32 selector) {
     u32 result;

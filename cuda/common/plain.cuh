@@ -55,22 +55,28 @@ __device__ __forceinline__ void load_four(const float* row, u32 first, u32 colum
     }
 }
 
-// Adds one chunk of a row times the same elements of `x`, ascending.
-template <int FORMAT>
-__device__ __forceinline__ void add_decoded(const PlainChunk<FORMAT>& w, const float* x, u32 chunk, u32 columns, float& acc) {
+// Adds one chunk of each row tile times the same elements of `x`, ascending, to the sums of column `n`.
+template <int FORMAT, int RT, int NC>
+__device__ __forceinline__ void add_decoded(const PlainChunk<FORMAT> (&w)[RT], const float* x, u32 chunk, u32 columns, int n,
+                                            float (&acc)[RT][NC]) {
     constexpr int E = PlainChunk<FORMAT>::ELEMENTS;
 #pragma unroll
     for (int q = 0; q < E / 4; ++q) {
         float four[4];
         load_four(x, chunk * E + 4 * q, columns, four);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) acc = fmaf(w.at[4 * q + i], four[i], acc);
+        for (int r = 0; r < RT; ++r)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) acc[r][n] = fmaf(w[r].at[4 * q + i], four[i], acc[r][n]);
     }
 }
 
 template <int FORMAT>
 __device__ __forceinline__ void add_chunk(const Words4& raw, const float* x, u32 chunk, u32 columns, float& acc) {
-    add_decoded<FORMAT>(decode_chunk<FORMAT>(raw), x, chunk, columns, acc);
+    const PlainChunk<FORMAT> w[1] = {decode_chunk<FORMAT>(raw)};
+    float sum[1][1] = {{acc}};
+    add_decoded<FORMAT, 1, 1>(w, x, chunk, columns, 0, sum);
+    acc = sum[0][0];
 }
 
 // This lane's row and slice of a row tile (counted through all experts): chunk c of it is `codes[8 c]`, c in [begin, end).
@@ -99,29 +105,46 @@ __device__ __forceinline__ void join_slices(PlainShared<NC>& shared, const float
     __syncthreads();
 }
 
-// Row tile `row_tile` times NC columns. `row_of(column)`: row of x or NO_ROW. `store(row in tile, column, sum)` is called
-// for every column. All threads call it; ends with a barrier.
-template <int FORMAT, int NC, class RowOf, class Store>
-__device__ __forceinline__ void plain_product(const Weight& weight, u64 row_tile, const float* x, PlainShared<NC>& shared,
-                                              const RowOf& row_of, const Store& store) {
+// `RT` row tiles from `row_tile` on, of which there are `tiles`, times NC columns. `row_of(column)`: row of x or NO_ROW.
+// `store(row from the first tile's on, column, sum)` is called for every row of a tile there is and every column. All threads
+// call it; ends with a barrier.
+template <int FORMAT, int NC, int RT, class RowOf, class Store>
+__device__ __forceinline__ void plain_products(const Weight& weight, u64 row_tile, u32 tiles, const float* x,
+                                               PlainShared<NC>& shared, const RowOf& row_of, const Store& store) {
     const float* rows[NC];
-    float acc[NC];
+    float acc[RT][NC];
 #pragma unroll
     for (int n = 0; n < NC; ++n) {
         const u32 index = row_of(n);
         rows[n] = index == NO_ROW ? 0 : x + (u64)index * weight.columns;
-        acc[n] = 0.0f;
+#pragma unroll
+        for (int r = 0; r < RT; ++r) acc[r][n] = 0.0f;
     }
-    const Words4* codes;
+    const Words4* codes[RT];
     u32 begin, end;
-    plain_slice(weight, row_tile, codes, begin, end);
-#pragma unroll 4
+#pragma unroll
+    for (int r = 0; r < RT; ++r) plain_slice(weight, row_tile + (r < tiles ? r : 0), codes[r], begin, end);
+#pragma unroll(RT == 1 ? 4 : 1)
     for (u32 chunk = begin; chunk < end; ++chunk) {
-        const PlainChunk<FORMAT> w = decode_chunk<FORMAT>(load_stream(codes + (u64)chunk * 8));
+        PlainChunk<FORMAT> w[RT];
+#pragma unroll
+        for (int r = 0; r < RT; ++r) w[r] = decode_chunk<FORMAT>(load_stream(codes[r] + (u64)chunk * 8));
 #pragma unroll
         for (int n = 0; n < NC; ++n) {
-            if (rows[n]) add_decoded<FORMAT>(w, rows[n], chunk, weight.columns, acc[n]);
+            if (rows[n]) add_decoded<FORMAT, RT, NC>(w, rows[n], chunk, weight.columns, n, acc);
         }
     }
-    join_slices<NC>(shared, acc, store);
+#pragma unroll
+    for (int r = 0; r < RT; ++r) {
+        join_slices<NC>(shared, acc[r], [&](u32 row, u32 column, float sum) {
+            if (r < tiles) store(8 * r + row, column, sum);
+        });
+    }
+}
+
+// Row tile `row_tile` times NC columns.
+template <int FORMAT, int NC, class RowOf, class Store>
+__device__ __forceinline__ void plain_product(const Weight& weight, u64 row_tile, const float* x, PlainShared<NC>& shared,
+                                              const RowOf& row_of, const Store& store) {
+    plain_products<FORMAT, NC, 1>(weight, row_tile, 1, x, shared, row_of, store);
 }

@@ -3,8 +3,10 @@
 #include "common/activation.cuh"
 
 // Elements 4 part .. 4 part + 3 of a block, by the `part`-th of its eight adjacent lanes. All lanes of the warp call it.
-// `codes` points to the block's record as words; lanes whose `live` is false store nothing.
-__device__ __forceinline__ void quantize_block(const Floats4& x, u32 part, bool live, u32* codes, ActivationSums* sums) {
+// `codes` points to the block's record as words; lanes whose `live` is false store nothing. `planes`: high bytes first, low
+// bytes behind, both in order; otherwise as a lane of mma takes them.
+__device__ __forceinline__ void quantize_block(const Floats4& x, u32 part, bool live, u32* codes, ActivationSums* sums,
+                                               bool planes = false) {
     u32 magnitude = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -35,8 +37,40 @@ __device__ __forceinline__ void quantize_block(const Floats4& x, u32 part, bool 
     const i32 other_half = __shfl_xor_sync(0xffffffffu, sum, 4);
     if (!live) return;
     // Lane t = part % 4 of the product, first or second half of the block.
-    codes += (part % 4) * 4 + part / 4;
-    codes[0] = high;
-    codes[2] = low;
+    const u32 place = planes ? part : (part % 4) * 4 + part / 4;
+    codes[place] = high;
+    codes[place + (planes ? 8 : 2)] = low;
     if (part == 0) *sums = {scale, scale * (float)sum, scale * (float)other_half, 64 * (sum + other_half)};
+}
+
+// A whole block by one thread, high and low bytes apart; the bits are those of quantize_block.
+__device__ __forceinline__ void quantize_alone(const float (&x)[32], u8* codes, ActivationSums* sums) {
+    u32 magnitude = 0;
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+        const u32 bits = __float_as_uint(x[i]) & 0x7fffffffu;
+        magnitude = bits > magnitude ? bits : magnitude;
+    }
+    const float largest = activation_largest(magnitude);
+    const float scale = largest / ACTIVATION_LARGEST;
+    const float inverse = ACTIVATION_LARGEST / largest;
+    i32 halves[2] = {0, 0};
+    u32 high[8], low[8];
+#pragma unroll
+    for (int word = 0; word < 8; ++word) {
+        high[word] = low[word] = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const i32 code = largest == largest ? __float2int_rn(x[4 * word + i] * inverse) : 0;
+            halves[word / 4] += code;
+            high[word] |= (u32)(((code + 128) >> 8) & 255) << (8 * i);
+            low[word] |= (u32)(code & 255) << (8 * i);
+        }
+    }
+    Words4* target = (Words4*)codes;
+    target[0] = {high[0], high[1], high[2], high[3]};
+    target[1] = {high[4], high[5], high[6], high[7]};
+    target[2] = {low[0], low[1], low[2], low[3]};
+    target[3] = {low[4], low[5], low[6], low[7]};
+    *sums = {scale, scale * (float)halves[0], scale * (float)halves[1], 64 * (halves[0] + halves[1])};
 }

@@ -89,14 +89,26 @@ impl DirectRun {
         self.backend.as_ref()
     }
 
-    /// Runs one token with a clock around every part of the step.
+    /// Runs `tokens` at positions `start..` with a clock around every part of the step. The last token is the one output
+    /// row.
     ///
     /// # Errors
-    /// A device error.
-    pub fn profile(&mut self, token: u32, position: usize) -> Result<PlanProfile, BackendError> {
+    /// Inputs beyond the shape, or a device error.
+    pub fn profile(&mut self, tokens: &[u32], start: usize) -> Result<PlanProfile, BackendError> {
+        let index = self.step_for(tokens.len(), 1);
         let Self { backend, steps, tables } = self;
-        let plan = steps[0].plan;
-        with_inputs(tables, &[token], position, &[0], |inputs| backend.profile(plan, inputs))
+        let plan = steps[index].plan;
+        let row = [tokens.len().saturating_sub(1) as u32];
+        with_inputs(tables, tokens, start, &row, |inputs| backend.profile(plan, inputs))
+    }
+
+    /// The smallest step that holds so much. What fits nowhere is refused by the largest plan, by name.
+    fn step_for(&self, tokens: usize, rows: usize) -> usize {
+        let fits = |step: &Step| {
+            let shape = step.program.shape();
+            tokens <= shape.tokens && rows <= shape.rows
+        };
+        self.steps.iter().position(fits).unwrap_or(self.steps.len() - 1)
     }
 
     /// Runs `tokens` at positions `start..`, handing back the declared outputs; the cache keeps what came before.
@@ -109,12 +121,7 @@ impl DirectRun {
         start: usize,
         out_rows: &[u32],
     ) -> Result<&[OutputValue], BackendError> {
-        let fits = |step: &Step| {
-            let shape = step.program.shape();
-            tokens.len() <= shape.tokens && out_rows.len() <= shape.rows
-        };
-        // What fits nowhere is refused by the largest plan, by name.
-        let index = self.steps.iter().position(fits).unwrap_or(self.steps.len() - 1);
+        let index = self.step_for(tokens.len(), out_rows.len());
         let Self { backend, steps, tables } = self;
         let step = &mut steps[index];
         with_inputs(tables, tokens, start, out_rows, |inputs| backend.submit(step.plan, inputs))?;

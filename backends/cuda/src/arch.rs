@@ -36,10 +36,15 @@ impl Arch {
         self.capability >= 90
     }
 
+    /// Whether it has the tensor-core products of warpgroups (`wgmma`), which 9.0a alone has.
+    pub const fn has_warpgroup_products(self) -> bool {
+        self.capability == 90
+    }
+
     /// The kernel set chosen for it, in words.
     pub const fn kernel_set(self) -> &'static str {
         match self.capability {
-            90 => "9.0a: mma.sync, cp.async, dependent launch",
+            90 => "9.0a: mma.sync, wgmma, cp.async, dependent launch",
             100.. => "8.x path on a newer device: mma.sync, cp.async, dependent launch",
             _ => "8.x: mma.sync, cp.async",
         }

@@ -47,8 +47,8 @@ pub(crate) struct Unit {
     pub(crate) options: Vec<&'static str>,
     /// The kernels it holds.
     pub(crate) kernels: Vec<Kernel>,
-    /// Lowest compute capability it compiles for (`major * 10 + minor`).
-    pub(crate) minimum_capability: u32,
+    /// The one compute capability it is for (`major * 10 + minor`); every supported one when absent.
+    pub(crate) only_capability: Option<u32>,
 }
 
 impl Unit {
@@ -66,7 +66,7 @@ impl Unit {
             defines: vec![],
             options: vec![],
             kernels,
-            minimum_capability: 80,
+            only_capability: None,
         }
     }
 
@@ -83,9 +83,14 @@ impl Unit {
         self
     }
 
+    /// The same unit for one capability alone.
+    pub(crate) fn only(self, capability: u32) -> Self {
+        Self { only_capability: Some(capability), ..self }
+    }
+
     /// Whether the unit exists on `arch`.
-    pub(crate) const fn supports(&self, arch: Arch) -> bool {
-        arch.capability() >= self.minimum_capability
+    pub(crate) fn supports(&self, arch: Arch) -> bool {
+        self.only_capability.is_none_or(|capability| capability == arch.capability())
     }
 }
 
@@ -107,6 +112,9 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/rotation.cuh", include_str!("../../../cuda/common/rotation.cuh")),
     ("common/quantize_warp.cuh", include_str!("../../../cuda/common/quantize_warp.cuh")),
     ("common/arrival.cuh", include_str!("../../../cuda/common/arrival.cuh")),
+    ("common/warpgroup.cuh", include_str!("../../../cuda/common/warpgroup.cuh")),
+    ("common/group_product.cuh", include_str!("../../../cuda/common/group_product.cuh")),
+    ("common/moe_linear_args.cuh", include_str!("../../../cuda/common/moe_linear_args.cuh")),
     ("common/tile.cuh", include_str!("../../../cuda/common/tile.cuh")),
     ("common/product.cuh", include_str!("../../../cuda/common/product.cuh")),
     ("common/plain.cuh", include_str!("../../../cuda/common/plain.cuh")),

@@ -79,7 +79,7 @@ struct ModelBenchArgs {
     /// Repeats; the median is reported
     #[arg(long, env = "WORKER_ORCD_REPEATS", default_value_t = 5)]
     repeats: usize,
-    /// For decode: where the time of one step goes, by part, layers added up
+    /// For decode and prefill: where the time of a step or a prompt goes, by part, layers added up
     #[arg(long, env = "WORKER_ORCD_PROFILE")]
     profile: bool,
 }
@@ -235,25 +235,24 @@ fn decode(args: &ModelBenchArgs) -> Result<Json, CommandError> {
     })?;
     let mut result = model_result("decode", args, &run, samples, args.steps);
     if args.profile {
-        result["profile"] = profile(&mut run, tokens[position], position)?;
+        result["profile"] = profile(&mut run, &tokens[position..=position], position, 1)?;
     }
     Ok(result)
 }
 
-/// Time of one step by part of a layer: the labels without their layer numbers, in order of first appearance.
-fn profile(run: &mut DirectRun, token: u32, position: usize) -> Result<Json, CommandError> {
+/// Time of the steps that take `tokens` from `start` on in chunks, by part of a layer: the labels without their layer
+/// numbers, in order of first appearance.
+fn profile(run: &mut DirectRun, tokens: &[u32], start: usize, chunk: usize) -> Result<Json, CommandError> {
     // The first profiled step pays for what only profiling needs.
-    run.profile(token, position)?;
-    let profile = run.profile(token, position)?;
+    run.profile(&tokens[..chunk.min(tokens.len())], start)?;
     let mut parts: Vec<(String, usize, f64)> = vec![];
-    for entry in &profile.entries {
-        let of_layer = |label: &str| {
-            label.split('.').filter(|part| part.parse::<u32>().is_err()).collect::<Vec<_>>().join(".")
-        };
-        let part = entry.label.split('+').map(of_layer).collect::<Vec<_>>().join("+");
-        match parts.iter_mut().find(|(name, _, _)| *name == part) {
-            Some((_, count, time_us)) => (*count, *time_us) = (*count + 1, *time_us + entry.time_us),
-            None => parts.push((part, 1, entry.time_us)),
+    for (index, tokens) in tokens.chunks(chunk).enumerate() {
+        for entry in &run.profile(tokens, start + index * chunk)?.entries {
+            let part = entry.label.split('+').map(of_layer).collect::<Vec<_>>().join("+");
+            match parts.iter_mut().find(|(name, _, _)| *name == part) {
+                Some((_, count, time_us)) => (*count, *time_us) = (*count + 1, *time_us + entry.time_us),
+                None => parts.push((part, 1, entry.time_us)),
+            }
         }
     }
     let total: f64 = parts.iter().map(|(_, _, time_us)| time_us).sum();
@@ -264,11 +263,21 @@ fn profile(run: &mut DirectRun, token: u32, position: usize) -> Result<Json, Com
     Ok(json!({ "total_us": total, "parts": rows }))
 }
 
+/// A label without its layer's number.
+fn of_layer(label: &str) -> String {
+    label.split('.').filter(|part| part.parse::<u32>().is_err()).collect::<Vec<_>>().join(".")
+}
+
 fn prefill(args: &ModelBenchArgs) -> Result<Json, CommandError> {
-    let (open, mut run) = prepare(args, args.chunk.clamp(1, args.depth.max(1)))?;
+    let chunk = args.chunk.clamp(1, args.depth.max(1));
+    let (open, mut run) = prepare(args, chunk)?;
     let tokens = prompt(&open, args.depth);
     let samples = timed(args.repeats, || Ok(run.last_logits(&tokens).map(drop)?))?;
-    Ok(model_result("prefill", args, &run, samples, args.depth))
+    let mut result = model_result("prefill", args, &run, samples, args.depth);
+    if args.profile {
+        result["profile"] = profile(&mut run, &tokens, 0, chunk)?;
+    }
+    Ok(result)
 }
 
 fn model_result(

@@ -353,6 +353,15 @@ inline void mma_s8_k16(i32 (&c)[4], u32 a0, u32 a1, u32 b0) {
 inline void mma_f16_k16(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     machine::mma(c, {{a[0], a[1], a[2], a[3]}, {b0, b1}}, 2, 2, machine::product_f16);
 }
+inline void load_transposed(u32 (&out)[4], const void* row) {
+    const machine::Slots all = machine::exchange(row);
+    const u32 lane = machine::current->linear % 32;
+    for (u32 i = 0; i < 4; ++i) {
+        const u16* first = machine::lane_value<const u16*>(all, 8 * i + lane % 4 * 2);
+        const u16* second = machine::lane_value<const u16*>(all, 8 * i + lane % 4 * 2 + 1);
+        out[i] = (u32)first[lane / 4] | (u32)second[lane / 4] << 16;
+    }
+}
 inline u32 permute_bytes(u32 low, u32 high, u32 selector) {
     const u64 bytes = (u64)high << 32 | low;
     u32 result = 0;
@@ -390,3 +399,54 @@ inline void copy_async(void* shared, const void* source, bool valid) {
 inline void commit_copies() {}
 template <int PENDING>
 inline void wait_copies() {}
+
+#define OPERAND_STRIDE 512  // as cuda/common/warpgroup.cuh has it
+
+// Products of warpgroups: each warp has its own rows, so that they are warps' products. Operands are addresses in units of 16
+// bytes, which 32 bits hold because shared memory is the library's own: `shared_operand` counts from a fixed place.
+namespace machine {
+alignas(16) inline u8 shared_origin;
+}
+inline u32 shared_operand(const void* shared) { return (u32)(((intptr_t)shared - (intptr_t)&machine::shared_origin) >> 4); }
+inline void products_begin() {}
+template <bool KEEP, int N>
+inline void products_add(i32 (&d)[N], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
+    const u8* operand = &machine::shared_origin + ((intptr_t)(i32)b << 4);
+    const u32 lane = machine::current->linear % 32, g = lane / 4, t = lane % 4;
+    for (u32 n = 0; n < N / 4; ++n) {
+        i32 sums[4] = {0, 0, 0, 0};
+        u32 words[2];
+        for (u32 half = 0; half < 2; ++half) memcpy(&words[half], operand + n * OPERAND_STRIDE + half * 128 + g * 16 + 4 * t, 4);
+        mma_s8_k32(sums, a0, a1, a2, a3, words[0], words[1]);
+        for (u32 c = 0; c < 4; ++c) d[4 * n + c] = sums[c] + (KEEP ? d[4 * n + c] : 0);
+    }
+}
+inline void products_commit() {}
+template <int N>
+inline void products_wait(i32 (&)[N]) {}
+inline void publish_operands() {}
+template <int BYTES>
+inline void copy_bytes_async(void* shared, const void* source) { memcpy(shared, source, BYTES); }
+
+struct alignas(8) PhaseBarrier {
+    u16 count, missing;
+    u32 phases;
+
+    void open(u32 threads) {
+        count = missing = (u16)threads;
+        phases = 0;
+    }
+    void close() {}
+    void arrive() {
+        ++machine::progress;
+        if (--missing == 0) {
+            missing = count;
+            ++phases;
+        }
+    }
+    void arrive_copied() { arrive(); }
+    void wait(u32 parity) {
+        while (phases % 2 == parity) machine::yield();
+        ++machine::progress;
+    }
+};

@@ -74,7 +74,8 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Back
     if tokens > MAX_SPLIT_TOKENS || results * per_tile > MAX_PARTIAL_BYTES {
         let per_warp = (WARP_ROWS / group).max(1);
         let grid = [tokens.div_ceil(WARPS * per_warp), warp_heads, 1];
-        lowering.launch(Launch::grid(&node.label, kernel_name("rows", padded), grid, block, 0, &args));
+        let (kernel, shared) = (kernel_name("rows", padded), rows_shared_bytes(padded));
+        lowering.launch(Launch::grid(&node.label, kernel, grid, block, shared, &args));
         return Ok(());
     }
     args.partial = lowering.scratch(results * per_tile);
@@ -138,16 +139,29 @@ fn kernel_name(shape: &str, padded: u32) -> String {
     format!("attention_{shape}_f32_f16_d{padded}")
 }
 
+/// `sizeof(RowsShared)`: query fragments of every warp, and two stages of padded keys and values.
+const fn rows_shared_bytes(padded: u32) -> u32 {
+    let key_stride = if padded >= 96 { padded / 8 } else { padded / 8 + 1 };
+    WARPS * padded * 64 + 2 * TILE * 16 * (key_stride + padded / 8 + 1)
+}
+
 /// The units it needs.
 pub(super) fn units() -> Vec<Unit> {
-    let source = include_str!("../../../../cuda/attention.cu");
-    let of = |padded: u32| {
-        let (rows, split) = (kernel_name("rows", padded), kernel_name("split", padded));
-        let kernel = |name: &str| Kernel::of::<AttentionArgs>(name.to_owned(), THREADS);
-        Unit::new(format!("attention_d{padded}"), "attention.cu", source, vec![kernel(&rows), kernel(&split)])
+    let split = |padded: u32| {
+        let kernel = Kernel::of::<AttentionArgs>(kernel_name("split", padded), THREADS);
+        let source = include_str!("../../../../cuda/attention.cu");
+        Unit::new(format!("attention_d{padded}"), "attention.cu", source, vec![kernel])
             .define("HEAD_DIM_PADDED", padded)
-            .define("ATTENTION_ROWS", rows)
-            .define("ATTENTION_SPLIT", split)
+            .define("ATTENTION_SPLIT", kernel_name("split", padded))
     };
-    PADDED_HEAD_DIMS.into_iter().map(of).collect()
+    let rows = |padded: u32| {
+        let bytes = rows_shared_bytes(padded);
+        let kernel = Kernel::of::<AttentionArgs>(kernel_name("rows", padded), THREADS).with_shared(bytes);
+        let source = include_str!("../../../../cuda/attention_rows.cu");
+        Unit::new(format!("attention_rows_d{padded}"), "attention_rows.cu", source, vec![kernel])
+            .define("HEAD_DIM_PADDED", padded)
+            .define("ATTENTION_ROWS", kernel_name("rows", padded))
+            .define("ROWS_SHARED_BYTES", bytes)
+    };
+    PADDED_HEAD_DIMS.into_iter().flat_map(|padded| [split(padded), rows(padded)]).collect()
 }

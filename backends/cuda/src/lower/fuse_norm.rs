@@ -22,6 +22,8 @@ struct RmsNormQuantizeArgs {
     rows: DevicePtr,
     width: u32,
     eps: f32,
+    planes: u32,
+    reserved: u32,
 }
 
 /// A norm read by products with quantised weights, in every shape of a step.
@@ -45,6 +47,8 @@ fn quantize(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendE
         rows: lowering.row_count(rows),
         width,
         eps,
+        planes: u32::from(lowering.planes_apart(y)),
+        reserved: 0,
     };
     let grid = lowering.max_rows(rows);
     lowering.launch(Launch::linear(&node.label, "rms_norm_quantize_f32", grid, THREADS, &args));

@@ -7,6 +7,7 @@
 use bytemuck::{Pod, Zeroable};
 use worker_orcd_core::{BackendError, DType, Node, Op, RowSet, ValueId, WeightId};
 
+use super::group::{self, LinearGroupPart};
 use super::single::{LinearPlainNormedArgs, MAX_SHARED_BYTES};
 use super::{DeviceWeight, Lowering, Rule, output, program_error};
 use crate::kernels::{Kernel, Unit};
@@ -49,6 +50,8 @@ struct LinearQuantizeArgs {
     rows: DevicePtr,
     blocks: u32,
     rows_per: u32,
+    planes: u32,
+    reserved: u32,
 }
 
 /// `struct LinearArgs`.
@@ -87,6 +90,20 @@ struct Product<'a> {
     bias: DevicePtr,
     residual: DevicePtr,
     y: ValueId,
+}
+
+impl Product<'_> {
+    /// The same for a launch of several.
+    fn part(&self, lowering: &Lowering<'_>) -> LinearGroupPart {
+        LinearGroupPart {
+            weight: self.weight.layout.args(self.weight.address),
+            bias: self.bias,
+            residual: self.residual,
+            y: lowering.value(self.y),
+            outputs: self.weight.spec.rows as u32,
+            end: 0,
+        }
+    }
 }
 
 /// Neighbouring products of one input quantise it once.
@@ -128,6 +145,7 @@ fn share_input(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backe
         return Ok(0);
     }
     let mut activations = None;
+    let mut products = vec![];
     for node in nodes.iter().take(taken) {
         let (x, weight, bias) = operands(node)?;
         let weight = lowering.weight(node, weight)?;
@@ -137,9 +155,34 @@ fn share_input(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backe
         let bias = lowering.vector(node, bias)?;
         let product =
             Product { label: &node.label, weight, x, bias, residual: DevicePtr::NULL, y: output(node)? };
-        emit(lowering, node, &product, activations)?;
+        products.push((node, product));
+    }
+    let rows = lowering.rows(shared);
+    if let (Some(x), true) = (activations, lowering.planes_apart(shared)) {
+        emit_groups(lowering, (x, rows), &products);
+        return Ok(taken);
+    }
+    for (node, product) in &products {
+        emit(lowering, node, product, activations)?;
     }
     Ok(taken)
+}
+
+/// Emits products of one input, those of one format that follow each other in one launch.
+fn emit_groups(
+    lowering: &mut Lowering<'_>,
+    (x, rows): (ActivationArgs, RowSet),
+    products: &[(&Node, Product<'_>)],
+) {
+    let dtype = |product: &Product<'_>| product.weight.spec.dtype;
+    let alike = |left: &(&Node, Product<'_>), right: &(&Node, Product<'_>)| dtype(&left.1) == dtype(&right.1);
+    for run in products.chunk_by(alike).flat_map(|run| run.chunks(group::PARTS)) {
+        let labels: Vec<&str> = run.iter().map(|(_, product)| product.label).collect();
+        let parts: Vec<LinearGroupPart> = run.iter().map(|(_, product)| product.part(lowering)).collect();
+        let Some((_, first)) = run.first() else { continue };
+        let launch = group::linear(lowering, (&labels.join("+"), dtype(first)), (x, rows), &parts);
+        lowering.launch(launch);
+    }
 }
 
 fn add_residual(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
@@ -215,6 +258,8 @@ pub(super) fn quantize(
         rows: lowering.row_count(rows),
         blocks,
         rows_per,
+        planes: u32::from(lowering.planes_apart(x)),
+        reserved: 0,
     };
     let grid = [blocks.div_ceil(QUANTIZE_BLOCKS), most, 1];
     lowering.launch(Launch::grid(&node.label, "linear_quantize_f32", grid, [THREADS, 1, 1], 0, &args));
@@ -235,14 +280,22 @@ fn emit(
     let outputs = product.weight.spec.rows as u32;
     let dtype = product.weight.spec.dtype;
     let launch = if let Some(x) = activations {
-        let args = LinearArgs { weight, x, bias, residual, y, columns, outputs, reserved: 0 };
-        let (shape, grid) = product_shape(weight.row_tiles, most, lowering.traits().multiprocessors);
-        Launch::grid(product.label, kernel_name("linear", shape, dtype), grid, [THREADS, 1, 1], 0, &args)
+        if lowering.planes_apart(product.x) {
+            group::linear(lowering, (product.label, dtype), (x, rows), &[product.part(lowering)])
+        } else {
+            let args = LinearArgs { weight, x, bias, residual, y, columns, outputs, reserved: 0 };
+            let (shape, grid) = product_shape(weight.row_tiles, most, lowering.traits().multiprocessors);
+            Launch::grid(product.label, kernel_name("linear", shape, dtype), grid, [THREADS, 1, 1], 0, &args)
+        }
     } else {
         let x = lowering.value(product.x);
         let args = LinearPlainArgs { weight, x, bias, residual, y, columns, outputs, reserved: 0 };
-        let (shape, per) = if most == 1 { ("plain1", 1) } else { ("plain8", 8) };
-        let grid = [weight.row_tiles, most.div_ceil(per), 1];
+        let (shape, tiles, per) = match most {
+            1 => ("plain1", 1, 1),
+            2..=64 => ("plain8", 1, 8),
+            _ => ("plain_wide", 4, 8),
+        };
+        let grid = [weight.row_tiles.div_ceil(tiles), most.div_ceil(per), 1];
         Launch::grid(product.label, kernel_name("linear", shape, dtype), grid, [THREADS, 1, 1], 0, &args)
     };
     lowering.launch(launch);
@@ -251,7 +304,7 @@ fn emit(
 
 /// Kernel shape and grid for `row_tiles` tiles and `most` columns. Sweeps move the fewest bytes per operation, but only
 /// pay once they fill the device.
-fn product_shape(row_tiles: u32, most: u32, multiprocessors: u32) -> (&'static str, [u32; 3]) {
+pub(super) fn product_shape(row_tiles: u32, most: u32, multiprocessors: u32) -> (&'static str, [u32; 3]) {
     let sweep = [row_tiles.div_ceil(SWEEP_TILES), most.div_ceil(SWEEP_COLUMNS), 1];
     if most > SWEEP_COLUMNS && sweep[0] * sweep[1] >= multiprocessors {
         return ("sweep", sweep);
@@ -317,6 +370,7 @@ pub(super) fn units() -> Vec<Unit> {
             let entries = [
                 ("LINEAR_PLAIN_1", Kernel::of::<LinearPlainArgs>(name("plain1"), THREADS)),
                 ("LINEAR_PLAIN_8", Kernel::of::<LinearPlainArgs>(name("plain8"), THREADS)),
+                ("LINEAR_PLAIN_WIDE", Kernel::of::<LinearPlainArgs>(name("plain_wide"), THREADS)),
                 ("LINEAR_PLAIN_NORMED", normed.with_shared(MAX_SHARED_BYTES)),
             ];
             return format_unit_of("linear_plain", "linear_plain.cu", source, dtype, &entries);

@@ -13,6 +13,7 @@ mod fuse_experts;
 mod fuse_norm;
 mod fuse_position;
 mod fuse_router;
+mod group;
 mod linear;
 mod moe;
 mod norm;
@@ -112,6 +113,7 @@ pub(crate) const RULES: &[Rule] = &[
     single_experts::GATED,
     single_experts::COMBINED,
     fuse_experts::GATED,
+    group::GATED,
     fuse_norm::QUANTIZE,
     fuse_attention::STEP,
     fuse_position::ROTATE_AND_STORE,
@@ -132,6 +134,7 @@ pub(crate) fn units() -> Vec<Unit> {
         fuse_position::units(),
         fuse_router::units(),
         linear::units(),
+        group::units(),
         single::units(),
         single_experts::units(),
         elementwise::units(),
@@ -197,6 +200,8 @@ pub(crate) struct Lowering<'a> {
     scratch_bytes: usize,
     /// Activation records made so far and still to be read.
     codes: HashMap<ValueId, ActivationArgs>,
+    /// Where the pairs of (token, chosen expert) were sorted to, by the value that holds the choices.
+    orders: HashMap<ValueId, [DevicePtr; 2]>,
     /// Which launch writes the experts of a step.
     written: HashMap<ValueId, usize>,
 }
@@ -223,6 +228,7 @@ impl<'a> Lowering<'a> {
             scratch: vec![],
             scratch_bytes: 0,
             codes: HashMap::new(),
+            orders: HashMap::new(),
             written: HashMap::new(),
         }
     }
@@ -392,17 +398,50 @@ impl<'a> Lowering<'a> {
         self.codes.get(&x).copied()
     }
 
+    /// Whether the activation records of `x` hold high and low bytes apart, as the kernels of warpgroups take them: all its
+    /// readers are products that these kernels are for.
+    pub(crate) fn planes_apart(&self, x: ValueId) -> bool {
+        let rows = self.max_rows(self.rows(x));
+        let traits = self.target.traits;
+        let takes = |node: &Node| match node.op {
+            Op::Linear { weight, .. } | Op::MoeLinear { weight, .. } => {
+                let weight = self.target.weights.get(weight.0 as usize);
+                weight.is_none_or(|weight| group::takes(weight, rows, traits.multiprocessors))
+            }
+            _ => true,
+        };
+        traits.arch.has_warpgroup_products()
+            && rows > group::LEAST_COLUMNS
+            && self.program.nodes().iter().filter(|node| node.op.reads().contains(&x)).all(takes)
+    }
+
     /// Room for the activation records of `x`, kept until its last reader. Whoever asks must emit the launch that fills
     /// it.
     pub(crate) fn make_codes(&mut self, x: ValueId) -> ActivationArgs {
-        let readers = self.program.nodes().iter().rposition(|node| node.op.reads().contains(&x));
-        let last = readers.unwrap_or(self.index);
+        let last = self.last_reader(x);
         let records = self.max_rows(self.rows(x)) as usize * self.width(x).div_ceil(32) as usize;
         let codes = self.scratch_until(records * linear::CODE_BYTES, last);
         let sums = self.scratch_until(records * linear::SUM_BYTES, last);
         let activations = ActivationArgs { codes, sums };
         self.codes.insert(x, activations);
         activations
+    }
+
+    /// Room of `bytes` for the sorted pairs of `experts`, kept until its last reader, and whether they are there already.
+    /// Whoever asks must emit the launch that sorts them if they are not.
+    pub(crate) fn make_order(&mut self, experts: ValueId, bytes: [usize; 2]) -> ([DevicePtr; 2], bool) {
+        if let Some(made) = self.orders.get(&experts) {
+            return (*made, true);
+        }
+        let last = self.last_reader(experts);
+        let order = bytes.map(|bytes| self.scratch_until(bytes, last));
+        self.orders.insert(experts, order);
+        (order, false)
+    }
+
+    /// The last node that reads `x`; the present one when none does.
+    fn last_reader(&self, x: ValueId) -> usize {
+        self.program.nodes().iter().rposition(|node| node.op.reads().contains(&x)).unwrap_or(self.index)
     }
 
     /// Notes that the next launch writes `value`.

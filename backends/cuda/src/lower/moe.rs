@@ -9,17 +9,17 @@ use worker_orcd_core::{BackendError, DType, Node, Op, RowSet, ValueId, WeightId}
 use super::linear::{
     ActivationArgs, SWEEP_COLUMNS, SWEEP_TILES, THREADS, format_unit, kernel_name, quantize,
 };
-use super::{DeviceWeight, Lowering, Rule, output, program_error};
+use super::{DeviceWeight, Lowering, Rule, group, output, program_error};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{WeightArgs, is_plain};
 
 /// Most pairs a CTA looks through by itself (`MAX_SCANNED_PAIRS`).
 const MAX_SCANNED_PAIRS: u32 = 512;
-/// Most experts `moe_linear_route` counts.
+/// Most experts there may be.
 const MAX_EXPERTS: u32 = 1024;
 /// Threads of `moe_linear_route`.
-const ROUTE_THREADS: u32 = 1024;
+const ROUTE_THREADS: u32 = 256;
 
 /// `struct Routing`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -29,8 +29,8 @@ pub(super) struct RoutingArgs {
     tokens: DevicePtr,
     offsets: DevicePtr,
     order: DevicePtr,
-    top_k: u32,
-    expert_count: u32,
+    pub(super) top_k: u32,
+    pub(super) expert_count: u32,
     shared_x: u32,
     reserved: u32,
 }
@@ -38,10 +38,10 @@ pub(super) struct RoutingArgs {
 /// `struct MoeLinearArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-struct MoeLinearArgs {
-    weight: WeightArgs,
+pub(super) struct MoeLinearArgs {
+    pub(super) weight: WeightArgs,
     x: ActivationArgs,
-    routing: RoutingArgs,
+    pub(super) routing: RoutingArgs,
     bias: DevicePtr,
     y: DevicePtr,
     outputs: u32,
@@ -193,14 +193,23 @@ pub(super) fn prepare(
     let rows_per = if shared { 1 } else { top_k };
     let rows = (RowSet::Tokens, rows_per);
     let activations = Some(quantize(lowering, node, operands.x, rows, weight.layout.blocks())?);
-    if spread(tokens, top_k) == Spread::Sweep {
-        routing.offsets = lowering.scratch((expert_count as usize + 1) * size_of::<u32>());
-        routing.order = lowering.scratch((tokens * top_k) as usize * size_of::<u32>());
-        let RoutingArgs { experts, tokens, offsets, order, .. } = routing;
-        let args = MoeLinearRouteArgs { experts, tokens, offsets, order, top_k, expert_count };
-        lowering.launch(Launch::linear(&node.label, "moe_linear_route", 1, ROUTE_THREADS, &args));
+    if lowering.planes_apart(operands.x) || spread(tokens, top_k) == Spread::Sweep {
+        let words = [expert_count + 1, tokens * top_k].map(|count| count as usize * size_of::<u32>());
+        let ([offsets, order], made) = lowering.make_order(operands.experts, words);
+        (routing.offsets, routing.order) = (offsets, order);
+        if !made {
+            let RoutingArgs { experts, tokens, .. } = routing;
+            let args = MoeLinearRouteArgs { experts, tokens, offsets, order, top_k, expert_count };
+            let launch = Launch::linear(&node.label, "moe_linear_route", expert_count, ROUTE_THREADS, &args);
+            lowering.launch(launch);
+        }
     }
     Ok(Prepared { activations, routing })
+}
+
+/// Pairs that grids have room for per expert: twice the average. Fuller experts loop.
+pub(super) fn often(tokens: u32, routing: &RoutingArgs) -> u32 {
+    (2 * (tokens * routing.top_k).div_ceil(routing.expert_count)).min(tokens)
 }
 
 fn emit(
@@ -221,15 +230,16 @@ fn emit(
     if pairs == 0 || pairs > 65_535 {
         return Err(program_error(node, format!("{pairs} pairs, the kernels take 1 to 65535")));
     }
-    let launch = if let Some(x) = prepared.activations {
+    let launch = if let (Some(x), true) = (prepared.activations, lowering.planes_apart(operands.x)) {
+        let args = MoeLinearArgs { weight, x, routing, bias, y, outputs, reserved: 0 };
+        group::moe_linear(&node.label, dtype, often(tokens, &routing), &args)
+    } else if let Some(x) = prepared.activations {
         let (shape, grid) = match spread(tokens, routing.top_k) {
             Spread::Pair => ("pair", [weight.row_tiles, pairs, 1]),
             Spread::Split8 => ("split8", [weight.row_tiles, routing.expert_count, 1]),
             Spread::Split16 => ("split16", [weight.row_tiles, routing.expert_count, 1]),
             Spread::Sweep => {
-                // Enough column groups for twice the average; fuller experts loop.
-                let average = pairs.div_ceil(routing.expert_count);
-                let groups = (2 * average).min(tokens).div_ceil(SWEEP_COLUMNS);
+                let groups = often(tokens, &routing).div_ceil(SWEEP_COLUMNS);
                 ("sweep", [weight.row_tiles.div_ceil(SWEEP_TILES), routing.expert_count, groups])
             }
         };
