@@ -112,12 +112,11 @@ impl Arena {
         bytes: usize,
     ) -> Result<DevicePtr, BackendError> {
         let whole = padded(bytes).ok_or_else(|| self.out_of_memory(device, bytes))?;
-        let place = match self.take(whole) {
-            Some(place) => place,
-            None => {
-                self.grow(device, whole)?;
-                self.take(whole).ok_or_else(|| self.out_of_memory(device, whole))?
-            }
+        let place = if let Some(place) = self.take(whole) {
+            place
+        } else {
+            self.grow(device, whole)?;
+            self.take(whole).ok_or_else(|| self.out_of_memory(device, whole))?
         };
         if GUARD_BYTES > 0 {
             // The last aligned guard of the range, so that the pattern starts on a word.

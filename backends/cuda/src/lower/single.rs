@@ -414,7 +414,7 @@ fn plain_normed(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Back
 /// The units these rules need.
 pub(super) fn units() -> Vec<Unit> {
     let of = |dtype: DType| {
-        let linear = format_unit_of(
+        format_unit_of(
             "linear_single",
             "linear_single.cu",
             include_str!("../../../../cuda/linear_single.cu"),
@@ -424,8 +424,7 @@ pub(super) fn units() -> Vec<Unit> {
                 ("LINEAR_GATED", kernel::<LinearGatedArgs>("linear", "gated", dtype, SINGLE_THREADS)),
             ],
         )
-        .define("RING_BYTES", ring_bytes(dtype));
-        linear
+        .define("RING_BYTES", ring_bytes(dtype))
     };
     DType::ALL.into_iter().filter(|dtype| !is_plain(*dtype)).map(of).collect()
 }
