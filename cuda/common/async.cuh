@@ -58,6 +58,18 @@ __device__ __forceinline__ Words4 load_ahead(const Words4* address) {
     return v;
 }
 
+__device__ __forceinline__ Words2 load_ahead(const Words2* address) {
+    Words2 v;
+    asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ u32 load_ahead(const u32* address) {
+    u32 v;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
+    return v;
+}
+
 // Asks for the line of an address; it need not be readable.
 __device__ __forceinline__ void prefetch_to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
