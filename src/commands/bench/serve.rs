@@ -1,6 +1,6 @@
 //! `bench serve`: many streams at once against a running server, through the public API, as clients see it.
 //!
-//! It measures whatever speaks the chat-completions API. Every stream is checked while it is timed: it counts as
+//! It measures whatever speaks the chat-completions API, or with `--text` the completions API. Every stream is checked while it is timed: it counts as
 //! completed only if it ended once, and rightly.
 
 use std::collections::BTreeMap;
@@ -42,6 +42,9 @@ pub(super) struct ServeBenchArgs {
     /// What every request says; its number is put before it, so that no prompt is found cached
     #[arg(long, env = "WORKER_ORCD_PROMPT", default_value = "Write a long story about a lighthouse.")]
     prompt: String,
+    /// Continue the prompt as text instead of answering it as a chat
+    #[arg(long, env = "WORKER_ORCD_TEXT")]
+    text: bool,
     /// Name of the model; the first that the server lists when omitted
     #[arg(long, env = "WORKER_ORCD_MODEL_NAME")]
     model_name: Option<String>,
@@ -119,12 +122,18 @@ struct Target {
 impl Target {
     fn request(&self, number: usize) -> RequestBuilder {
         let content = format!("{number}. {}", self.args.prompt);
-        let body = json!({
-            "model": self.model, "messages": [{ "role": "user", "content": content }], "stream": true,
-            "stream_options": { "include_usage": true }, "max_tokens": self.args.max_tokens,
-            "ignore_eos": true, "seed": number,
+        let mut body = json!({
+            "model": self.model, "stream": true, "stream_options": { "include_usage": true },
+            "max_tokens": self.args.max_tokens, "ignore_eos": true, "seed": number,
         });
-        let url = format!("{}/v1/chat/completions", self.args.url.trim_end_matches('/'));
+        let path = if self.args.text {
+            body["prompt"] = content.into();
+            "completions"
+        } else {
+            body["messages"] = json!([{ "role": "user", "content": content }]);
+            "chat/completions"
+        };
+        let url = format!("{}/v1/{path}", self.args.url.trim_end_matches('/'));
         with_key(self.client.post(url).json(&body), &self.args)
     }
 }
@@ -185,12 +194,15 @@ struct Chunk {
 
 #[derive(Deserialize)]
 struct Choice {
+    #[serde(default)]
     delta: Delta,
+    #[serde(default, deserialize_with = "says_something")]
+    text: bool,
     finish_reason: Option<serde::de::IgnoredAny>,
 }
 
 /// What a piece may hold; whether there is any is all that matters.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Delta {
     #[serde(default, deserialize_with = "says_something")]
     content: bool,
@@ -256,8 +268,11 @@ impl Stream {
         }
         self.usage = chunk.usage.or(self.usage);
         self.finished += chunk.choices.iter().filter(|choice| choice.finish_reason.is_some()).count();
-        let says = |delta: &Delta| delta.content || delta.reasoning_content || delta.tool_calls.is_some();
-        Ok(chunk.choices.iter().filter(|choice| says(&choice.delta)).count())
+        let says = |choice: &&Choice| {
+            let Delta { content, reasoning_content, tool_calls } = &choice.delta;
+            choice.text || *content || *reasoning_content || tool_calls.is_some()
+        };
+        Ok(chunk.choices.iter().filter(says).count())
     }
 
     /// The end of the connection.
@@ -325,6 +340,16 @@ mod tests {
     fn chunk(delta: &str, finish: &str) -> String {
         let choice = format!("{{\"index\":0,\"delta\":{delta},\"finish_reason\":{finish}}}");
         format!("data: {{\"choices\":[{choice}],\"usage\":null}}\n\n")
+    }
+
+    #[test]
+    fn pieces_of_text_count_like_pieces_of_a_chat() {
+        let mut stream = Stream::default();
+        let text = |text: &str| {
+            format!("data: {{\"choices\":[{{\"index\":0,\"text\":{text},\"finish_reason\":null}}]}}\n\n")
+        };
+        assert_eq!(stream.take(text("\"moon\"").as_bytes()), Ok(1));
+        assert_eq!(stream.take(text("\"\"").as_bytes()), Ok(0));
     }
 
     fn whole() -> String {
