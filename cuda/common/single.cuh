@@ -25,7 +25,7 @@ struct SingleActivations {
     }
 };
 
-// What is multiplied: records, or where there are none, floats. `struct SingleInputArgs`.
+// What is multiplied: records, or where there are none, floats.
 struct SingleInput {
     const u8* codes;  // records, or null
     const ActivationSums* sums;
