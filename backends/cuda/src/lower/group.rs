@@ -43,7 +43,7 @@ pub(super) struct LinearGroupPart {
     pub(super) residual: DevicePtr,
     pub(super) y: DevicePtr,
     pub(super) outputs: u32,
-    /// Set by [`linear`].
+    /// Set by [`linear()`].
     pub(super) end: u32,
 }
 
