@@ -3,7 +3,7 @@
 // table [vocab, cols] in any format (one slice of its rows), y [T, cols] f32.
 // Grid: (ceil(units / 64), T) workgroups of 64; one invocation decodes one unit of eight columns.
 // A token whose row lies in another slice is left to that slice's dispatch.
-// Composed as prelude + quant/<format> + this.
+// Composed as prelude + quant/<format> + weight_one + this.
 
 struct Params {
     // Word of `inputs` where the row numbers start: the tokens.

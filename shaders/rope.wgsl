@@ -3,6 +3,7 @@
 //   half split:  (x[i], x[i + n/2]), interleaved: (x[2i], x[2i + 1]);  (a, b) -> (a cos - b sin, b cos + a sin)
 // x, y [T, heads * head_dim] f32, angles [positions, n] f32: n/2 cosines then n/2 sines.
 // Grid: (ceil(width / 256), T) workgroups of 256; one invocation per element of y.
+// Composed as prelude + rotation + this.
 
 struct Params {
     // Word of `inputs` where the positions start.
@@ -29,21 +30,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         y[at] = x[at];
         return;
     }
-    let half_width = params.rotated / 2u;
-    var index = element % half_width;
-    var second = element >= half_width;
-    var distance = half_width;
-    if (params.interleaved != 0u) {
-        index = element / 2u;
-        second = element % 2u == 1u;
-        distance = 1u;
-    }
+    let turn = turn_of(element);
     let row = inputs[params.positions_at + id.y] * params.rotated;
-    let cosine = angles[row + index];
-    let sine = angles[row + half_width + index];
-    if (second) {
-        y[at] = x[at] * cosine + x[at - distance] * sine;
-    } else {
-        y[at] = x[at] * cosine - x[at + distance] * sine;
-    }
+    let cosine = angles[row + turn.index];
+    let sine = angles[row + params.rotated / 2u + turn.index];
+    let partner = select(at + turn.distance, at - turn.distance, turn.second);
+    y[at] = turned(x[at], x[partner], cosine, sine, turn.second);
 }

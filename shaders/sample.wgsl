@@ -2,7 +2,7 @@
 //
 // logits [R, vocab] f32, scratch [R, vocab] u32, tokens [R, 1] u32; the rows' prepared parameters are in `inputs`, twelve
 // words each. Grid: (R) workgroups of 256. Lane l looks after the ids l, l + 256, ... in every pass; the scratch holds
-// first the penalised logits, then the weights, each written and read by the same lane.
+// first the penalised logits, as sample_scan left them, then the weights, each written and read by the same lane.
 //
 // The only float arithmetic is the penalty's product and `(max - l) * scale`, one subtraction and one product; all three
 // are correctly rounded on every device, so the token equals the host's. From the weight on everything is an integer, sums
@@ -10,6 +10,7 @@
 //
 // top-k, top-p and the draw ask the same question: in some order of the ids, where does a running sum reach a target?
 // `find_cut` answers it by a radix search: eight bits of the rank per pass, then eight bits of the id.
+// Composed as prelude + sample_logits + this.
 
 struct Params {
     vocab: u32,
@@ -18,13 +19,13 @@ struct Params {
     penalty_at: u32,
     // Word of `inputs` where the rows' parameters start.
     sampling_at: u32,
+    // Workgroups sample_scan has per row.
+    chunks: u32,
 }
 
-@group(0) @binding(2) var<storage, read_write> logits: array<f32>;
-@group(0) @binding(3) var<storage, read_write> scratch: array<u32>;
 @group(0) @binding(4) var<storage, read_write> tokens: array<u32>;
+@group(0) @binding(5) var<storage, read_write> maxima: array<vec4<u32>>;
 
-const LANES = 256u;
 const ROW_WORDS = 12u;
 // What `find_cut` sums, in which order.
 const BY_LOGIT = 0u;
@@ -36,9 +37,6 @@ const COEFFICIENTS = array<u32, 7>(
     2977044470u, 1031764842u, 238386455u, 41300355u, 5704530u, 633126u, 46516u,
 );
 
-var<workgroup> lane_keys: array<u32, 256>;
-var<workgroup> lane_ids: array<u32, 256>;
-var<workgroup> unusable: atomic<u32>;
 var<workgroup> bins_low: array<atomic<u32>, 256>;
 var<workgroup> bins_high: array<atomic<u32>, 256>;
 // Found bin and what is left of the target inside it; then a broadcast sum.
@@ -89,19 +87,8 @@ fn exp_weight(y: f32) -> u32 {
     return (0x80000000u - (multiply(tail, fraction).y >> 1u)) >> (fixed >> 26u);
 }
 
-// Orders f32 bits as integers; both zeros are equal.
-fn ordered_key(bits: u32) -> u32 {
-    if ((bits & 0x7fffffffu) == 0u) {
-        return 0x80000000u;
-    }
-    return select(bits | 0x80000000u, ~bits, bits >= 0x80000000u);
-}
-
 fn logit(row: Row, id: u32) -> f32 {
-    if (params.penalty_width > 0u) {
-        return bitcast<f32>(scratch[row.base + id]);
-    }
-    return logits[row.base + id];
+    return logit_at(row.base + id);
 }
 
 // Weight of an id, 0 when a cut has removed it; valid after `weigh`.
@@ -231,50 +218,15 @@ fn total_weight(row: Row, lane: u32) -> vec2<u32> {
     return workgroupUniformLoad(&found).xy;
 }
 
-// Copies the row into the scratch with the listed ids' logits penalised once.
-fn penalise(base: u32, row: u32, lane: u32, factors: vec2<f32>) {
-    for (var id = lane; id < params.vocab; id += LANES) {
-        scratch[base + id] = bitcast<u32>(logits[base + id]);
+// Key (x) and lowest id (y) of the row's largest logit, z = 1 when a logit is NaN or +inf. Uniform control flow.
+fn find_max(index: u32, lane: u32) -> vec4<u32> {
+    var best = vec4<u32>();
+    for (var chunk = lane; chunk < params.chunks; chunk += LANES) {
+        best = better(best, maxima[index * params.chunks + chunk]);
     }
-    storageBarrier();
-    for (var i = lane; i < params.penalty_width; i += LANES) {
-        let id = inputs[params.penalty_at + row * params.penalty_width + i];
-        if (id < params.vocab) {
-            let raw = logits[base + id];
-            scratch[base + id] = bitcast<u32>(raw * select(factors.x, factors.y, raw > 0.0));
-        }
-    }
-    storageBarrier();
-}
-
-// Key (x) and lowest id (y) of the largest logit, z = 1 when a logit is NaN or +inf. Uniform control flow.
-fn find_max(row: Row, lane: u32) -> vec4<u32> {
+    best = best_of_lanes(lane, best);
     if (lane == 0u) {
-        atomicStore(&unusable, 0u);
-    }
-    workgroupBarrier();
-    var best = vec2<u32>(0u, 0u);
-    for (var id = lane; id < params.vocab; id += LANES) {
-        let bits = bitcast<u32>(logit(row, id));
-        if ((bits & 0x7fffffffu) > 0x7f800000u || bits == 0x7f800000u) {
-            atomicStore(&unusable, 1u);
-        }
-        let key = ordered_key(bits);
-        if (key > best.x) {
-            best = vec2<u32>(key, id);
-        }
-    }
-    lane_keys[lane] = best.x;
-    lane_ids[lane] = best.y;
-    workgroupBarrier();
-    if (lane == 0u) {
-        for (var i = 1u; i < LANES; i++) {
-            let better = lane_keys[i] > best.x || (lane_keys[i] == best.x && lane_ids[i] < best.y);
-            if (better) {
-                best = vec2<u32>(lane_keys[i], lane_ids[i]);
-            }
-        }
-        found = vec4<u32>(best, atomicLoad(&unusable), 0u);
+        found = best;
     }
     return workgroupUniformLoad(&found);
 }
@@ -301,11 +253,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let at = params.sampling_at + index * ROW_WORDS;
     let base = index * params.vocab;
-    if (params.penalty_width > 0u) {
-        penalise(base, index, lane, vec2<f32>(bitcast<f32>(inputs[at + 1u]), bitcast<f32>(inputs[at + 2u])));
-    }
     var row = Row(base, bitcast<f32>(inputs[at]), 0u, NO_TOKEN);
-    let best = find_max(row, lane);
+    let best = find_max(index, lane);
     // Nothing above -inf, whose key this is.
     let none = best.z != 0u || best.x <= 0x007fffffu;
     if (none || inputs[at] == 0u) {

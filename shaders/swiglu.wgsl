@@ -2,6 +2,7 @@
 //         y = (u + 1) * g * sigmoid(alpha * g)
 //
 // gate, up, y [rows, width] f32. Grid: (ceil(width / 256), rows) workgroups of 256.
+// Composed as prelude + activation + this.
 
 struct Params {
     // Word of `inputs` with the actual number of rows.
@@ -17,24 +18,11 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> up: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
-// g * sigmoid(slope * g); the clamp keeps exp finite where the result has long vanished.
-fn gated(g: f32, slope: f32) -> f32 {
-    return g / (1.0 + exp(clamp(-slope * g, -87.0, 87.0)));
-}
-
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if (id.y >= inputs[params.rows_at] || id.x >= params.width) {
         return;
     }
     let at = id.y * params.width + id.x;
-    if (params.clamped != 0u) {
-        // Comparisons, not min and clamp: a NaN must stay one.
-        let g = select(gate[at], params.limit, gate[at] > params.limit);
-        let below = select(up[at], params.limit, up[at] > params.limit);
-        let u = select(below, -params.limit, below < -params.limit);
-        y[at] = (u + 1.0) * gated(g, params.alpha);
-    } else {
-        y[at] = gated(gate[at], 1.0) * up[at];
-    }
+    y[at] = activated(gate[at], up[at]);
 }

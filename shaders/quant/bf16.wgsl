@@ -6,7 +6,7 @@ fn pair_of(word: u32) -> vec2<f32> {
 
 fn read_unit(row: u32, index: u32) -> Unit {
     let at = row * params.row_words + index * 4u;
-    let low = vec4<f32>(pair_of(weight[at]), pair_of(weight[at + 1u]));
-    let high = vec4<f32>(pair_of(weight[at + 2u]), pair_of(weight[at + 3u]));
+    let low = vec4<f32>(pair_of(load_word(at)), pair_of(load_word(at + 1u)));
+    let high = vec4<f32>(pair_of(load_word(at + 2u)), pair_of(load_word(at + 3u)));
     return Unit(low, high, index * 8u, index * 8u + 4u);
 }

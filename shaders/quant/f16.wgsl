@@ -2,7 +2,7 @@
 
 fn read_unit(row: u32, index: u32) -> Unit {
     let at = row * params.row_words + index * 4u;
-    let low = vec4<f32>(unpack2x16float(weight[at]), unpack2x16float(weight[at + 1u]));
-    let high = vec4<f32>(unpack2x16float(weight[at + 2u]), unpack2x16float(weight[at + 3u]));
+    let low = vec4<f32>(unpack2x16float(load_word(at)), unpack2x16float(load_word(at + 1u)));
+    let high = vec4<f32>(unpack2x16float(load_word(at + 2u)), unpack2x16float(load_word(at + 3u)));
     return Unit(low, high, index * 8u, index * 8u + 4u);
 }

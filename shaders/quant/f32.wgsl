@@ -2,7 +2,7 @@
 
 fn read_unit(row: u32, index: u32) -> Unit {
     let at = row * params.row_words + index * 8u;
-    let low = vec4<u32>(weight[at], weight[at + 1u], weight[at + 2u], weight[at + 3u]);
-    let high = vec4<u32>(weight[at + 4u], weight[at + 5u], weight[at + 6u], weight[at + 7u]);
+    let low = vec4<u32>(load_word(at), load_word(at + 1u), load_word(at + 2u), load_word(at + 3u));
+    let high = vec4<u32>(load_word(at + 4u), load_word(at + 5u), load_word(at + 6u), load_word(at + 7u));
     return Unit(bitcast<vec4<f32>>(low), bitcast<vec4<f32>>(high), index * 8u, index * 8u + 4u);
 }

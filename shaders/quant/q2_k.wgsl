@@ -10,11 +10,11 @@ fn read_unit(row: u32, index: u32) -> Unit {
     let at = row * params.row_words + block * 21u;
     let n = word / 8u;
     let l = word % 8u * 4u;
-    let q = bytes_of(weight[at + 4u + word]) >> vec4<u32>(2u * j);
-    let scale = unpack2x16float(weight[at + 20u]);
+    let q = bytes_of(load_word(at + 4u + word)) >> vec4<u32>(2u * j);
+    let scale = unpack2x16float(load_word(at + 20u));
     let sub = 8u * n + 2u * j + l / 16u;
     // `sub` is 0 or 1 modulo 4, so both sub-scales lie in one word.
-    let subs = weight[at + sub / 4u];
+    let subs = load_word(at + sub / 4u);
     let s_low = byte_of(subs, sub % 4u);
     let s_high = byte_of(subs, sub % 4u + 2u);
     let q_low = vec4<f32>(q & vec4<u32>(3u));

@@ -19,13 +19,13 @@ fn read_unit(row: u32, index: u32) -> Unit {
     let at = row * params.row_words + block * 27u;
     let n = word / 8u;
     let l = word % 8u * 4u;
-    let q = bytes_of(weight[at + 8u + word]) >> vec4<u32>(2u * j);
-    let third = bytes_of(weight[at + word % 8u]) >> vec4<u32>(4u * n + j);
+    let q = bytes_of(load_word(at + 8u + word)) >> vec4<u32>(2u * j);
+    let third = bytes_of(load_word(at + word % 8u)) >> vec4<u32>(4u * n + j);
     let d = tail_half(row, block);
     let sub = 8u * n + 2u * j + l / 16u;
     // `sub` is 0 or 1 modulo 4, so both sub-scales lie in the same words.
-    let nibbles = weight[at + 24u + sub % 8u / 4u];
-    let tops = weight[at + 26u];
+    let nibbles = load_word(at + 24u + sub % 8u / 4u);
+    let tops = load_word(at + 26u);
     let q_low = (q & vec4<u32>(3u)) | ((third & vec4<u32>(1u)) << vec4<u32>(2u));
     let q_high = ((q >> vec4<u32>(2u)) & vec4<u32>(3u)) | ((third & vec4<u32>(2u)) << vec4<u32>(1u));
     let low = d * sub_scale(nibbles, tops, sub) * (vec4<f32>(q_low) - 4.0);

@@ -4,7 +4,7 @@
 fn read_unit(row: u32, index: u32) -> Unit {
     let block = index / 4u;
     let column = block * 32u + index % 4u * 4u;
-    let bytes = bytes_of(weight[row * params.row_words + index]);
+    let bytes = bytes_of(load_word(row * params.row_words + index));
     let d = tail_half(row, block);
     let low = d * (vec4<f32>(bytes & vec4<u32>(15u)) - 8.0);
     let high = d * (vec4<f32>(bytes >> vec4<u32>(4u)) - 8.0);

@@ -5,8 +5,8 @@ fn read_unit(row: u32, index: u32) -> Unit {
     let block = index / 4u;
     let column = block * 32u + index % 4u * 4u;
     let at = row * params.row_words + block * 5u;
-    let scale = unpack2x16float(weight[at]);
-    let bytes = bytes_of(weight[at + 1u + index % 4u]);
+    let scale = unpack2x16float(load_word(at));
+    let bytes = bytes_of(load_word(at + 1u + index % 4u));
     let d = vec4<f32>(scale.x);
     let m = vec4<f32>(scale.y);
     let low = fma(d, vec4<f32>(bytes & vec4<u32>(15u)), m);

@@ -21,9 +21,9 @@ fn read_unit(row: u32, index: u32) -> Unit {
     let word = index % 32u;
     let at = row * params.row_words + block * 36u;
     let c = word / 8u;
-    let scale = unpack2x16float(weight[at]);
-    let bytes = bytes_of(weight[at + 4u + word]);
-    let words = vec3<u32>(weight[at + 1u], weight[at + 2u], weight[at + 3u]);
+    let scale = unpack2x16float(load_word(at));
+    let bytes = bytes_of(load_word(at + 4u + word));
+    let words = vec3<u32>(load_word(at + 1u), load_word(at + 2u), load_word(at + 3u));
     let low_pair = scale * scale_pair(words, 2u * c);
     let high_pair = scale * scale_pair(words, 2u * c + 1u);
     let low = low_pair.x * vec4<f32>(bytes & vec4<u32>(15u)) - low_pair.y;

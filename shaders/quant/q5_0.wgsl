@@ -6,8 +6,8 @@ fn read_unit(row: u32, index: u32) -> Unit {
     let block = index / 4u;
     let element = index % 4u * 4u;
     let at = row * params.row_words + block * 5u;
-    let fifth = vec4<u32>(weight[at]) >> (vec4<u32>(element) + vec4<u32>(0u, 1u, 2u, 3u));
-    let bytes = bytes_of(weight[at + 1u + index % 4u]);
+    let fifth = vec4<u32>(load_word(at)) >> (vec4<u32>(element) + vec4<u32>(0u, 1u, 2u, 3u));
+    let bytes = bytes_of(load_word(at + 1u + index % 4u));
     let d = tail_half(row, block);
     let low_bits = (bytes & vec4<u32>(15u)) | ((fifth & vec4<u32>(1u)) << vec4<u32>(4u));
     let high_bits = (bytes >> vec4<u32>(4u)) | (((fifth >> vec4<u32>(16u)) & vec4<u32>(1u)) << vec4<u32>(4u));

@@ -6,9 +6,9 @@ fn read_unit(row: u32, index: u32) -> Unit {
     let block = index / 4u;
     let element = index % 4u * 4u;
     let at = row * params.row_words + block * 6u;
-    let scale = unpack2x16float(weight[at]);
-    let fifth = vec4<u32>(weight[at + 1u]) >> (vec4<u32>(element) + vec4<u32>(0u, 1u, 2u, 3u));
-    let bytes = bytes_of(weight[at + 2u + index % 4u]);
+    let scale = unpack2x16float(load_word(at));
+    let fifth = vec4<u32>(load_word(at + 1u)) >> (vec4<u32>(element) + vec4<u32>(0u, 1u, 2u, 3u));
+    let bytes = bytes_of(load_word(at + 2u + index % 4u));
     let d = vec4<f32>(scale.x);
     let m = vec4<f32>(scale.y);
     let low_bits = (bytes & vec4<u32>(15u)) | ((fifth & vec4<u32>(1u)) << vec4<u32>(4u));

@@ -5,7 +5,7 @@
 // Unit: one word of nibbles.
 
 fn sub_scale(at: u32, i: u32) -> f32 {
-    return f32(bitcast<i32>(weight[at + 48u + i / 4u] << (24u - 8u * (i % 4u))) >> 24u);
+    return f32(bitcast<i32>(load_word(at + 48u + i / 4u) << (24u - 8u * (i % 4u))) >> 24u);
 }
 
 fn read_unit(row: u32, index: u32) -> Unit {
@@ -15,8 +15,8 @@ fn read_unit(row: u32, index: u32) -> Unit {
     let n = word / 16u;
     let h = word / 8u % 2u;
     let l = word % 8u * 4u;
-    let bytes = bytes_of(weight[at + word]);
-    let top = bytes_of(weight[at + 32u + 8u * n + word % 8u]) >> vec4<u32>(2u * h);
+    let bytes = bytes_of(load_word(at + word));
+    let top = bytes_of(load_word(at + 32u + 8u * n + word % 8u)) >> vec4<u32>(2u * h);
     let d = tail_half(row, block);
     let sub = 8u * n + 2u * h + l / 16u;
     let q_low = (bytes & vec4<u32>(15u)) | ((top & vec4<u32>(3u)) << vec4<u32>(4u));

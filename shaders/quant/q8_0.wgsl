@@ -4,7 +4,7 @@
 fn read_unit(row: u32, index: u32) -> Unit {
     let at = row * params.row_words + index * 2u;
     let d = tail_half(row, index / 4u);
-    let low = d * vec4<f32>(signed_bytes_of(weight[at]));
-    let high = d * vec4<f32>(signed_bytes_of(weight[at + 1u]));
+    let low = d * vec4<f32>(signed_bytes_of(load_word(at)));
+    let high = d * vec4<f32>(signed_bytes_of(load_word(at + 1u)));
     return Unit(low, high, index * 8u, index * 8u + 4u);
 }

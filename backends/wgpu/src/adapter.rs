@@ -66,6 +66,8 @@ pub enum AdapterChoice {
 pub struct WgpuOptions {
     /// Splits weights as if no storage binding could be larger.
     pub max_slice_bytes: Option<u64>,
+    /// Gives every operation of a step of one token a dispatch of its own.
+    pub unfused: bool,
     /// Other source text for shader parts, by name (`rms_norm`, `prelude`, `quant/q8_0`, ...).
     pub shader_overrides: Vec<(String, String)>,
 }
@@ -162,8 +164,5 @@ pub(crate) fn open(
     let (device, queue) = pollster::block_on(request)
         .map_err(|error| unavailable(format!("{} refused to open: {error}", adapter.get_info().name)))?;
     let timestamps = features.contains(wgpu::Features::TIMESTAMP_QUERY);
-    Ok((
-        Gpu::new(device, queue, limits, timestamps, options.max_slice_bytes),
-        summary(0, &adapter.get_info()),
-    ))
+    Ok((Gpu::new(device, queue, limits, timestamps, options), summary(0, &adapter.get_info())))
 }

@@ -5,6 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use worker_orcd_core::BackendError;
 
 use crate::NAME;
+use crate::adapter::WgpuOptions;
+
+/// Storage buffers the widest fused shader reads and writes.
+const FUSED_STORAGE_BINDINGS: u32 = 12;
 
 /// What went wrong outside any error scope; the first one stays.
 #[derive(Clone, Debug)]
@@ -59,6 +63,8 @@ pub(crate) struct Gpu {
     pub(crate) limits: wgpu::Limits,
     /// Whether passes can write timestamps.
     pub(crate) timestamps: bool,
+    /// Whether a step of one token may do several operations in one dispatch.
+    pub(crate) fuses: bool,
     /// Largest slice of a weight, if tests ask for smaller ones than a binding holds.
     max_slice_bytes: Option<u64>,
     faults: Faults,
@@ -70,7 +76,7 @@ impl Gpu {
         queue: wgpu::Queue,
         limits: wgpu::Limits,
         timestamps: bool,
-        max_slice_bytes: Option<u64>,
+        options: &WgpuOptions,
     ) -> Self {
         let faults = Faults::default();
         let lost = faults.clone();
@@ -84,7 +90,10 @@ impl Gpu {
                 _ => Fault::Other(error.to_string()),
             });
         }));
-        Self { device, queue, limits, timestamps, max_slice_bytes, faults }
+        let max_slice_bytes = options.max_slice_bytes;
+        // The fused shaders have more bindings than WebGPU promises.
+        let fuses = !options.unfused && limits.max_storage_buffers_per_shader_stage >= FUSED_STORAGE_BINDINGS;
+        Self { device, queue, limits, timestamps, fuses, max_slice_bytes, faults }
     }
 
     /// Largest storage binding, in bytes, a multiple of a word.

@@ -1,28 +1,37 @@
 //! Operation → dispatches: which shader, which bindings, which parameters, which grid.
 //!
-//! Every operation is one dispatch, but for those that read a weight in several slices: one dispatch per slice, each
-//! writing the outputs its rows give.
+//! Every operation is one dispatch, but for those that read a weight in several slices (one dispatch per slice, each
+//! writing the outputs its rows give) and `Sample`, which looks at the logits with many workgroups first. What `fuse`
+//! joins is lowered in `fused`.
 
-use worker_orcd_core::arena::ArenaPlan;
+use worker_orcd_core::arena::{ALIGNMENT, ArenaPlan};
 use worker_orcd_core::{
-    BackendError, DType, KvGroup, KvLayer, Node, Op, Program, RopeStyle, RowSet, SwiGluKind, ValueId,
-    WeightId,
+    BackendError, DType, KvGroup, KvLayer, Node, Op, Program, RopeStyle, RowSet, ValueId, WeightId,
 };
 
 use crate::NAME;
 use crate::cache::{Cache, Pools, slot_words};
+use crate::fused::{OneRow, swiglu_params};
 use crate::inputs::{InputsLayout, ROW_COUNT, TOKEN_COUNT};
-use crate::shader::{Kernel, parts};
+use crate::shader::{Form, Kernel, parts};
 use crate::weights::{Slice, Weight};
 
-/// Weight rows per workgroup of the matrix shaders.
+/// Weight rows per workgroup of the matrix shaders for several rows of x.
 const ROWS_PER_WORKGROUP: usize = 16;
+/// Weight rows per workgroup of those for one row of x (`ONE_SETS`).
+pub(crate) const ONE_ROWS_PER_WORKGROUP: usize = 8;
 /// Lanes of the element-wise shaders.
 const ELEMENTS_PER_WORKGROUP: usize = 256;
 /// Lanes of the look-up and cache shaders.
 const LOOKUPS_PER_WORKGROUP: usize = 64;
-/// Largest head the attention shader holds.
-const MAX_HEAD_DIM: usize = 512;
+/// Logits per workgroup of the first pass of `Sample` (`CHUNK`).
+const LOGITS_PER_WORKGROUP: usize = 4096;
+/// Bytes of one workgroup's result of that pass.
+const MAXIMUM_BYTES: usize = 16;
+/// Largest head the attention shaders hold.
+pub(crate) const MAX_HEAD_DIM: usize = 512;
+/// Heads of a multiple of this are read in whole words of four.
+pub(crate) const WIDE_HEAD: usize = 8;
 /// `Params::window` when every position is visible.
 const NO_WINDOW: u32 = u32::MAX;
 
@@ -58,41 +67,48 @@ pub(crate) struct Lowering<'a> {
     pub(crate) inputs: &'a InputsLayout,
 }
 
-type Lowered<'a> = Result<Vec<Dispatch<'a>>, BackendError>;
+pub(crate) type Lowered<'a> = Result<Vec<Dispatch<'a>>, BackendError>;
 
 fn kernel(stem: &'static str) -> Kernel {
-    Kernel { parts: parts(stem, None, false), entry: "main", constants: vec![] }
+    formed(stem, Form::default())
 }
 
-fn whole(buffer: &wgpu::Buffer, writable: bool) -> Binding<'_> {
+pub(crate) fn formed(stem: &'static str, form: Form) -> Kernel {
+    Kernel { parts: parts(stem, form), constants: vec![] }
+}
+
+pub(crate) fn whole(buffer: &wgpu::Buffer, writable: bool) -> Binding<'_> {
     Binding { buffer, offset: 0, bytes: buffer.size(), writable }
 }
 
-fn missing(node: &Node, what: &str) -> BackendError {
+pub(crate) fn missing(node: &Node, what: &str) -> BackendError {
     BackendError::Program { label: node.label.clone(), reason: format!("no {what}") }
 }
 
 /// Rows of x a matrix workgroup takes at once: more reuse the decoded weight, fewer waste nothing on padding.
 const fn token_tile(rows: usize) -> usize {
-    match rows {
-        0 | 1 => 1,
-        2..=4 => 4,
-        _ => 8,
-    }
+    if rows <= 4 { 4 } else { 8 }
+}
+
+/// Bytes `Sample` needs beside its logits, for `logits_bytes` of them in `rows` rows: their copy, and at what offset the
+/// results of its first pass start.
+pub(crate) const fn sample_scratch(logits_bytes: usize, rows: usize, vocab: usize) -> (usize, usize) {
+    let start = logits_bytes.next_multiple_of(ALIGNMENT);
+    (start + rows * vocab.div_ceil(LOGITS_PER_WORKGROUP) * MAXIMUM_BYTES, start)
 }
 
 impl<'a> Lowering<'a> {
-    fn width(&self, id: ValueId) -> usize {
+    pub(crate) fn width(&self, id: ValueId) -> usize {
         self.program.value(id).width
     }
 
     /// Rows the plan has room for.
-    fn max_rows(&self, id: ValueId) -> usize {
+    pub(crate) fn max_rows(&self, id: ValueId) -> usize {
         self.program.value(id).max_rows(self.program.shape())
     }
 
     /// Word of the actual number of rows of a value.
-    fn rows_at(&self, id: ValueId) -> u32 {
+    pub(crate) fn rows_at(&self, id: ValueId) -> u32 {
         match self.program.value(id).rows {
             RowSet::Tokens => TOKEN_COUNT as u32,
             RowSet::Outputs => ROW_COUNT as u32,
@@ -100,23 +116,23 @@ impl<'a> Lowering<'a> {
     }
 
     /// The place of a value in the arena. Always writable: one dispatch must not see one buffer in two ways.
-    fn value(&self, id: ValueId) -> Binding<'a> {
+    pub(crate) fn value(&self, id: ValueId) -> Binding<'a> {
         let bytes = self.program.value(id).bytes(self.program.shape()) as u64;
         Binding { buffer: self.arena, offset: self.places.offset(id) as u64, bytes, writable: true }
     }
 
-    fn weight(&self, node: &Node, id: WeightId) -> Result<&'a Weight, BackendError> {
+    pub(crate) fn weight(&self, node: &Node, id: WeightId) -> Result<&'a Weight, BackendError> {
         self.weights.get(id.0 as usize).ok_or_else(|| missing(node, "such weight"))
     }
 
-    fn vector(&self, node: &Node, id: WeightId) -> Result<Binding<'a>, BackendError> {
+    pub(crate) fn vector(&self, node: &Node, id: WeightId) -> Result<Binding<'a>, BackendError> {
         let weight = self.weight(node, id)?;
         let slice = weight.slices.first().ok_or_else(|| missing(node, "vector"))?;
         Ok(whole(&slice.buffer, false))
     }
 
     /// A vector, or `other` where the shader wants some binding but reads none.
-    fn optional(
+    pub(crate) fn optional(
         &self,
         node: &Node,
         id: Option<WeightId>,
@@ -125,7 +141,11 @@ impl<'a> Lowering<'a> {
         id.map_or(Ok(whole(other, false)), |id| self.vector(node, id))
     }
 
-    fn layer(&self, node: &Node, layer: KvLayer) -> Result<(usize, &'a KvGroup, &'a Pools), BackendError> {
+    pub(crate) fn layer(
+        &self,
+        node: &Node,
+        layer: KvLayer,
+    ) -> Result<(usize, &'a KvGroup, &'a Pools), BackendError> {
         let cache = self.cache.ok_or_else(|| missing(node, "cache"))?;
         let (group, pools) = cache.layer(layer).ok_or_else(|| missing(node, "such layer in the cache"))?;
         Ok((cache.layout.block_size, group, pools))
@@ -146,11 +166,8 @@ impl<'a> Lowering<'a> {
             Op::KvWrite { k, v, layer } => self.kv_write(node, k, v, layer),
             Op::Attention { .. } => self.attention(node, out),
             Op::SwiGlu { gate, up, kind } => {
-                let (clamped, alpha, limit) = match kind {
-                    SwiGluKind::Silu => (0, 1.0, 0.0),
-                    SwiGluKind::Clamped { alpha, limit } => (1, alpha, limit),
-                };
-                let extra = [clamped, f32::to_bits(alpha), f32::to_bits(limit)];
+                let (clamped, alpha, limit) = swiglu_params(kind);
+                let extra = [clamped, alpha, limit];
                 Ok(self.elementwise("swiglu", &[gate, up], &extra, out))
             }
             Op::Gelu { x } => Ok(self.elementwise("gelu", &[x], &[], out)),
@@ -193,7 +210,7 @@ impl<'a> Lowering<'a> {
 
     fn embed(&self, node: &Node, table: WeightId, ids_at: usize, out: ValueId) -> Lowered<'a> {
         let weight = self.weight(node, table)?;
-        let kernel = Kernel { parts: parts(node.op.stem(), Some(weight.spec.dtype), false), ..kernel("") };
+        let kernel = formed(node.op.stem(), Form { weight: Some(weight.spec.dtype), ..Form::default() });
         let dispatch = |slice: &'a Slice| Dispatch {
             kernel: kernel.clone(),
             params: [&[ids_at as u32, weight.spec.cols as u32][..], &slice_params(weight, slice)].concat(),
@@ -211,9 +228,13 @@ impl<'a> Lowering<'a> {
         bias: Option<WeightId>,
         out: ValueId,
     ) -> Lowered<'a> {
+        if self.max_rows(x) == 1 {
+            let product = OneRow { x, weight, bias, residual: None, norm: None, out };
+            return self.linear_one(node, &product);
+        }
         let weight = self.weight(node, weight)?;
         let tile = token_tile(self.max_rows(x));
-        let kernel = matrix_kernel("linear", weight.spec.dtype, self.width(x), "main", tile);
+        let kernel = matrix_kernel("linear", weight.spec.dtype, self.width(x), tile);
         let mut dispatches = vec![];
         for slice in &weight.slices {
             let mut params = vec![self.rows_at(x), weight.spec.cols as u32];
@@ -248,28 +269,32 @@ impl<'a> Lowering<'a> {
         let pairs = self.max_rows(x) * top_k;
         // Few pairs: each reads its expert's rows. Many: each expert gathers its pairs and reads its rows once.
         let grouped = pairs > weight.spec.experts;
-        let (entry, tile, height) =
-            if grouped { ("grouped", 8, weight.spec.experts) } else { ("main", 1, pairs) };
         // Either way a row of x starts at a multiple of `cols`.
-        let kernel = matrix_kernel("moe_linear", weight.spec.dtype, cols, entry, tile);
+        let (kernel, grid) = if grouped {
+            let kernel = matrix_kernel("moe_linear", weight.spec.dtype, cols, 8);
+            (kernel, [rows.div_ceil(ROWS_PER_WORKGROUP), weight.spec.experts, 1])
+        } else {
+            let form = Form { weight: Some(weight.spec.dtype), wide: is_wide(cols), normed: false };
+            (formed("moe_linear_one", form), [rows.div_ceil(ONE_ROWS_PER_WORKGROUP), pairs, 1])
+        };
         let row_per_pair = self.width(x) != cols;
         let mut dispatches = vec![];
         for slice in &weight.slices {
             let mut params = vec![cols as u32];
             params.extend(slice_params(weight, slice));
             params.extend([rows as u32, top_k as u32, u32::from(row_per_pair), u32::from(bias.is_some())]);
-            dispatches.push(Dispatch {
-                kernel: kernel.clone(),
-                params,
-                bindings: vec![
-                    self.value(x),
-                    whole(&slice.buffer, false),
-                    self.optional(node, bias, &slice.buffer)?,
-                    self.value(experts),
-                    self.value(out),
-                ],
-                workgroups: [rows.div_ceil(ROWS_PER_WORKGROUP), height, 1],
-            });
+            let mut bindings = vec![self.value(x)];
+            if !grouped {
+                // Where a norm would be.
+                bindings.push(whole(&slice.buffer, false));
+            }
+            bindings.extend([
+                whole(&slice.buffer, false),
+                self.optional(node, bias, &slice.buffer)?,
+                self.value(experts),
+                self.value(out),
+            ]);
+            dispatches.push(Dispatch { kernel: kernel.clone(), params, bindings, workgroups: grid });
         }
         Ok(dispatches)
     }
@@ -318,7 +343,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn attention(&self, node: &Node, out: ValueId) -> Lowered<'a> {
-        let Op::Attention { q, layer, heads, num_kv_heads, head_dim, scale, window, sinks } = node.op else {
+        let Op::Attention { q, layer, heads, head_dim, sinks, .. } = node.op else {
             return Ok(vec![]);
         };
         if head_dim > MAX_HEAD_DIM {
@@ -327,10 +352,31 @@ impl<'a> Lowering<'a> {
                 what: format!("{}: heads of {head_dim} elements, at most {MAX_HEAD_DIM}", node.label),
             });
         }
-        let (block_size, group, pools) = self.layer(node, layer)?;
+        let (_, _, pools) = self.layer(node, layer)?;
+        let form = Form { wide: head_dim.is_multiple_of(WIDE_HEAD), ..Form::default() };
+        Ok(vec![Dispatch {
+            kernel: Kernel { constants: vec![("HEAD_DIM", head_dim as u32)], ..formed("attention", form) },
+            params: self.attention_params(node)?,
+            bindings: vec![
+                self.value(q),
+                whole(&pools.keys, false),
+                whole(&pools.values, false),
+                self.optional(node, sinks, &pools.keys)?,
+                self.value(out),
+            ],
+            workgroups: [heads, self.max_rows(q), 1],
+        }])
+    }
+
+    /// The fields the attention shaders' `Params` begin with.
+    pub(crate) fn attention_params(&self, node: &Node) -> Result<Vec<u32>, BackendError> {
+        let Op::Attention { layer, heads, num_kv_heads, scale, window, sinks, .. } = node.op else {
+            return Err(missing(node, "attention"));
+        };
+        let (block_size, group, _) = self.layer(node, layer)?;
         let tables_at = self.inputs.block_tables.get(layer.group).copied().unwrap_or_default();
         let window = window.and_then(|window| u32::try_from(window).ok()).unwrap_or(NO_WINDOW);
-        let params = vec![
+        Ok(vec![
             self.inputs.positions as u32,
             self.inputs.sequences as u32,
             tables_at as u32,
@@ -342,19 +388,7 @@ impl<'a> Lowering<'a> {
             window,
             u32::from(sinks.is_some()),
             scale.to_bits(),
-        ];
-        Ok(vec![Dispatch {
-            kernel: Kernel { constants: vec![("HEAD_DIM", head_dim as u32)], ..kernel("attention") },
-            params,
-            bindings: vec![
-                self.value(q),
-                whole(&pools.keys, false),
-                whole(&pools.values, false),
-                self.optional(node, sinks, &pools.keys)?,
-                self.value(out),
-            ],
-            workgroups: [heads, self.max_rows(q), 1],
-        }])
+        ])
     }
 
     fn router(&self, node: &Node, logits: ValueId, top_k: usize) -> Vec<Dispatch<'a>> {
@@ -388,22 +422,43 @@ impl<'a> Lowering<'a> {
     }
 
     fn sample(&self, logits: ValueId, penalty_width: usize, out: ValueId) -> Vec<Dispatch<'a>> {
-        vec![Dispatch {
-            kernel: kernel("sample"),
-            params: vec![
-                self.width(logits) as u32,
-                penalty_width as u32,
-                self.inputs.penalty_tokens as u32,
-                self.inputs.sampling as u32,
-            ],
-            bindings: vec![self.value(logits), whole(self.scratch, true), self.value(out)],
-            workgroups: [self.max_rows(logits), 1, 1],
-        }]
+        let (vocab, rows) = (self.width(logits), self.max_rows(logits));
+        let chunks = vocab.div_ceil(LOGITS_PER_WORKGROUP);
+        let params = vec![
+            vocab as u32,
+            penalty_width as u32,
+            self.inputs.penalty_tokens as u32,
+            self.inputs.sampling as u32,
+            chunks as u32,
+        ];
+        let logits = self.value(logits);
+        let (end, start) = sample_scratch(logits.bytes as usize, rows, vocab);
+        let part = |offset: usize, end: usize| Binding {
+            buffer: self.scratch,
+            offset: offset as u64,
+            bytes: (end - offset) as u64,
+            writable: true,
+        };
+        let (copy, maxima) = (part(0, start), part(start, end));
+        vec![
+            Dispatch {
+                kernel: kernel("sample_scan"),
+                params: params.clone(),
+                bindings: vec![logits, copy, maxima],
+                workgroups: [chunks, rows, 1],
+            },
+            Dispatch {
+                kernel: kernel("sample"),
+                params,
+                bindings: vec![logits, copy, self.value(out), maxima],
+                workgroups: [rows, 1, 1],
+            },
+        ]
     }
 }
 
 /// Units per row, rows and start of a slice, and its planes: the middle of the matrix shaders' `Params`.
-fn slice_params(weight: &Weight, slice: &Slice) -> [u32; 6] {
+pub(crate) fn slice_params(weight: &Weight, slice: &Slice) -> [u32; 6] {
     [
         weight.units() as u32,
         slice.rows as u32,
@@ -414,13 +469,12 @@ fn slice_params(weight: &Weight, slice: &Slice) -> [u32; 6] {
     ]
 }
 
-fn matrix_kernel(
-    stem: &'static str,
-    dtype: DType,
-    x_width: usize,
-    entry: &'static str,
-    tile: usize,
-) -> Kernel {
-    let parts = parts(stem, Some(dtype), x_width.is_multiple_of(4));
-    Kernel { parts, entry, constants: vec![("TOKENS", tile as u32)] }
+/// Whether rows of this width are read four columns at a time.
+pub(crate) const fn is_wide(cols: usize) -> bool {
+    cols.is_multiple_of(4)
+}
+
+fn matrix_kernel(stem: &'static str, dtype: DType, x_width: usize, tile: usize) -> Kernel {
+    let form = Form { weight: Some(dtype), wide: is_wide(x_width), normed: false };
+    Kernel { constants: vec![("TOKENS", tile as u32)], ..formed(stem, form) }
 }

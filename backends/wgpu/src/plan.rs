@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use wgpu::BufferUsages as Use;
 use worker_orcd_core::arena::{self, ArenaPlan};
 use worker_orcd_core::{
-    BackendError, Element, Op, OutputValue, Program, RowSet, StepInputs, StepOutputs, ValueId,
+    BackendError, Element, Op, OutputValue, Program, RowSet, StepInputs, StepOutputs, ValueId, WeightId,
+    WeightSpec,
 };
 
 use crate::NAME;
 use crate::cache::Cache;
+use crate::fuse::{Work, fuse, unfused};
 use crate::gpu::{Gpu, Purpose};
 use crate::inputs::InputsLayout;
-use crate::lower::{Dispatch, Lowering};
+use crate::lower::{Dispatch, Lowering, sample_scratch};
 use crate::shader::ShaderCache;
 use crate::weights::Weight;
 
@@ -42,8 +44,8 @@ pub(crate) struct Command {
     pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) bind_group: wgpu::BindGroup,
     pub(crate) workgroups: [u32; 3],
-    /// Index of the node it belongs to.
-    pub(crate) node: usize,
+    /// Index of the plan's part it belongs to.
+    pub(crate) part: usize,
 }
 
 /// One compiled program.
@@ -52,6 +54,8 @@ pub(crate) struct Plan {
     pub(crate) program: Program,
     /// Index of its workspace.
     pub(crate) workspace: usize,
+    /// What is done in one go, in order: labels of its nodes, joined by `+`.
+    pub(crate) parts: Vec<String>,
     pub(crate) commands: Vec<Command>,
     places: ArenaPlan,
     inputs: InputsLayout,
@@ -81,7 +85,7 @@ impl Workspace {
     ) -> Result<Self, BackendError> {
         let largest = |size: &dyn Fn(&Program) -> usize| programs.iter().map(size).max().unwrap_or(0) as u64;
         let layout = cache.map(|cache| &cache.layout);
-        let arena_bytes = largest(&|program| arena::plan(program).bytes);
+        let arena_bytes = largest(&|program| places(program).bytes);
         let input_bytes = largest(&|program| InputsLayout::of(program, layout).words * 4);
         let output_bytes = largest(&|program| {
             let bytes = |&id: &ValueId| readback_stride(program.value(id).bytes(program.shape()) as u64);
@@ -150,10 +154,42 @@ const fn readback_stride(bytes: u64) -> u64 {
 
 fn scratch_bytes(program: &Program) -> usize {
     let bytes = |op: &Op| match *op {
-        Op::Sample { logits, .. } => program.value(logits).bytes(program.shape()),
+        Op::Sample { logits, .. } => {
+            let value = program.value(logits);
+            let (shape, vocab) = (program.shape(), value.width);
+            sample_scratch(value.bytes(shape), value.max_rows(shape), vocab).0
+        }
         _ => 0,
     };
     program.nodes().iter().map(|node| bytes(&node.op)).max().unwrap_or(0)
+}
+
+/// Where the values of `program` live. In steps of one token, whose fused dispatches read and write what several nodes
+/// would, every value has a place of its own; they are small.
+fn places(program: &Program) -> ArenaPlan {
+    if program.shape().tokens != 1 {
+        return arena::plan(program);
+    }
+    let mut bytes = 0;
+    let mut take = |size: usize| {
+        let at = bytes;
+        bytes += size.next_multiple_of(arena::ALIGNMENT);
+        at
+    };
+    let offsets = program.values().iter().map(|value| take(value.bytes(program.shape()))).collect();
+    ArenaPlan { offsets, bytes }
+}
+
+/// A weight that lies in one slice.
+fn whole_weight(weights: &[Weight], id: WeightId) -> Option<&WeightSpec> {
+    let weight = weights.get(id.0 as usize)?;
+    (weight.slices.len() == 1).then_some(&weight.spec)
+}
+
+fn label_of(program: &Program, work: &Work) -> String {
+    let labels: Vec<&str> =
+        work.nodes().into_iter().map(|index| program.nodes()[index].label.as_str()).collect();
+    labels.join("+")
 }
 
 impl Plan {
@@ -166,7 +202,7 @@ impl Plan {
         weights: &[Weight],
         cache: Option<&Cache>,
     ) -> Result<Self, BackendError> {
-        let places = arena::plan(program);
+        let places = places(program);
         let inputs = InputsLayout::of(program, cache.map(|cache| &cache.layout));
         let lowering = Lowering {
             program,
@@ -177,28 +213,32 @@ impl Plan {
             scratch: &workspace.scratch,
             inputs: &inputs,
         };
-        let mut dispatches = vec![];
-        for (index, node) in program.nodes().iter().enumerate() {
-            for dispatch in lowering.lower(node)? {
-                check_limits(gpu, &node.label, &dispatch)?;
-                dispatches.push((index, dispatch));
+        let works = if gpu.fuses { fuse(program, &|id| whole_weight(weights, id)) } else { unfused(program) };
+        let (mut parts, mut dispatches) = (vec![], vec![]);
+        for (part, work) in works.iter().enumerate() {
+            let label = label_of(program, work);
+            for dispatch in lowering.lower_work(work)? {
+                check_limits(gpu, &label, &dispatch)?;
+                dispatches.push((part, dispatch));
             }
+            parts.push(label);
         }
         let params = upload_params(gpu, dispatches.iter().map(|(_, dispatch)| dispatch))?;
         let mut commands = vec![];
-        for (slot, (node, dispatch)) in dispatches.into_iter().enumerate() {
+        for (slot, (part, dispatch)) in dispatches.into_iter().enumerate() {
             let writable: Vec<bool> = dispatch.bindings.iter().map(|binding| binding.writable).collect();
             let built = shaders.pipeline(gpu, &dispatch.kernel, &writable)?;
-            let label = &program.nodes()[node].label;
+            let label = &parts[part];
             let bind_group = gpu.labelled(label, || {
                 bind(gpu, label, &built.layout, (&params, slot), &workspace.inputs, &dispatch)
             })?;
             let workgroups = dispatch.workgroups.map(|count| count as u32);
-            commands.push(Command { pipeline: built.pipeline, bind_group, workgroups, node });
+            commands.push(Command { pipeline: built.pipeline, bind_group, workgroups, part });
         }
         Ok(Self {
             program: program.clone(),
             workspace: workspace_index,
+            parts,
             commands,
             places,
             inputs,

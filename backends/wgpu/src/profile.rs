@@ -1,4 +1,4 @@
-//! Time per node: timestamps around each node's own pass where the device has them, else a clock around its own
+//! Time per part of a plan: timestamps around each part's own pass where the device has them, else a clock around its own
 //! submission. Its query buffers are made for the call; serving never profiles.
 
 use std::sync::atomic::Ordering;
@@ -10,37 +10,37 @@ use worker_orcd_core::{BackendError, PlanProfile, ProfileEntry};
 use crate::gpu::{Gpu, Purpose};
 use crate::plan::{Command, Plan, encode, execution};
 
-/// Most queries a set may hold: two per node.
+/// Most queries a set may hold: two per part.
 const MAX_QUERIES: usize = wgpu::QUERY_SET_MAX_QUERIES as usize;
 
-/// Runs the nodes of `plan` behind what `encoder` already holds, each timed by itself.
+/// Runs the parts of `plan` behind what `encoder` already holds, each timed by itself.
 pub(crate) fn run(
     gpu: &Gpu,
     plan: &Plan,
     encoder: wgpu::CommandEncoder,
 ) -> Result<PlanProfile, BackendError> {
-    let nodes = plan.program.nodes();
-    let times = if gpu.timestamps && nodes.len() * 2 <= MAX_QUERIES && !nodes.is_empty() {
+    let parts = &plan.parts;
+    let times = if gpu.timestamps && parts.len() * 2 <= MAX_QUERIES && !parts.is_empty() {
         by_timestamps(gpu, plan, encoder)?
     } else {
         by_clock(gpu, plan, encoder)?
     };
-    let entries = nodes.iter().zip(times);
-    let entries = entries.map(|(node, time_us)| ProfileEntry { label: node.label.clone(), time_us });
+    let entries = parts.iter().zip(times);
+    let entries = entries.map(|(label, time_us)| ProfileEntry { label: label.clone(), time_us });
     Ok(PlanProfile { entries: entries.collect() })
 }
 
-fn of_node(plan: &Plan, node: usize) -> impl Iterator<Item = &Command> {
-    plan.commands.iter().filter(move |command| command.node == node)
+fn of_part(plan: &Plan, part: usize) -> impl Iterator<Item = &Command> {
+    plan.commands.iter().filter(move |command| command.part == part)
 }
 
 fn by_clock(gpu: &Gpu, plan: &Plan, encoder: wgpu::CommandEncoder) -> Result<Vec<f64>, BackendError> {
     gpu.queue.submit([encoder.finish()]);
     gpu.wait_idle("profile")?;
     let mut times = vec![];
-    for node in 0..plan.program.nodes().len() {
+    for part in 0..plan.parts.len() {
         let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encode(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()), of_node(plan, node));
+        encode(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()), of_part(plan, part));
         let start = Instant::now();
         gpu.queue.submit([encoder.finish()]);
         gpu.wait_idle("profile")?;
@@ -54,8 +54,8 @@ fn by_timestamps(
     plan: &Plan,
     mut encoder: wgpu::CommandEncoder,
 ) -> Result<Vec<f64>, BackendError> {
-    let nodes = plan.program.nodes().len();
-    let count = nodes as u32 * 2;
+    let parts = plan.parts.len();
+    let count = parts as u32 * 2;
     let bytes = u64::from(count) * 8;
     let queries = gpu.labelled("profile", || {
         gpu.device.create_query_set(&wgpu::QuerySetDescriptor {
@@ -66,8 +66,8 @@ fn by_timestamps(
     })?;
     let resolved = gpu.buffer(Purpose::Workspace, "profile", bytes, Use::QUERY_RESOLVE | Use::COPY_SRC)?;
     let readback = gpu.buffer(Purpose::Workspace, "profile", bytes, Use::MAP_READ | Use::COPY_DST)?;
-    for node in 0..nodes {
-        let first = node as u32 * 2;
+    for part in 0..parts {
+        let first = part as u32 * 2;
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: None,
             timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
@@ -76,7 +76,7 @@ fn by_timestamps(
                 end_of_pass_write_index: Some(first + 1),
             }),
         });
-        encode(&mut pass, of_node(plan, node));
+        encode(&mut pass, of_part(plan, part));
     }
     encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
     encoder.copy_buffer_to_buffer(&resolved, 0, &readback, 0, bytes);

@@ -17,11 +17,24 @@ macro_rules! part {
 }
 
 /// Every part: name (path under `shaders/` without the suffix) and source text.
-pub const PARTS: [(&str, &str); 35] = [
+pub const PARTS: [(&str, &str); 55] = [
     part!("prelude"),
     part!("dot"),
+    part!("dot_one"),
     part!("rows_vec4"),
     part!("rows_ragged"),
+    part!("input_plain"),
+    part!("input_normed"),
+    part!("weight_one"),
+    part!("weight_three"),
+    part!("activation"),
+    part!("half"),
+    part!("rotation"),
+    part!("attention_walk"),
+    part!("score_eights"),
+    part!("cache_eights"),
+    part!("cache_ragged"),
+    part!("sample_logits"),
     part!("quant/unit"),
     part!("quant/f32"),
     part!("quant/f16"),
@@ -42,17 +55,36 @@ pub const PARTS: [(&str, &str); 35] = [
     part!("rms_norm"),
     part!("layer_norm"),
     part!("linear"),
+    part!("linear_one"),
+    part!("linear_group"),
+    part!("gated_one"),
     part!("add"),
     part!("rope"),
     part!("kv_write"),
     part!("attention"),
+    part!("attention_one"),
     part!("swiglu"),
     part!("gelu"),
     part!("router"),
     part!("moe_linear"),
+    part!("moe_linear_one"),
+    part!("experts_sum_one"),
     part!("moe_combine"),
     part!("gather_rows"),
+    part!("sample_scan"),
     part!("sample"),
+];
+
+/// Shaders that are no operation by themselves: an operation's form for few rows, its first pass, or several operations
+/// in one dispatch.
+pub const COMPOSITES: [&str; 7] = [
+    "linear_one",
+    "linear_group",
+    "gated_one",
+    "moe_linear_one",
+    "experts_sum_one",
+    "attention_one",
+    "sample_scan",
 ];
 
 /// The part that decodes a storage format.
@@ -75,18 +107,42 @@ pub const fn reader(dtype: DType) -> &'static str {
     }
 }
 
-/// The parts of an operation's shader, in order.
-///
-/// `weight` is the format of the matrix the operation reads, if it reads one; `vec4_rows` says whether the rows of x are
-/// a multiple of four wide.
-pub fn parts(stem: &'static str, weight: Option<DType>, vec4_rows: bool) -> Vec<&'static str> {
+/// What shapes and neighbours decide about how a shader is composed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    /// Format of the matrices it reads, if it reads any.
+    pub weight: Option<DType>,
+    /// Whether rows of x are a multiple of four wide, or heads a multiple of eight.
+    pub wide: bool,
+    /// Whether an RMS norm in front of the product is part of it. Asks for wide rows.
+    pub normed: bool,
+}
+
+/// The parts of a shader, in order: of the operation or composite `stem` in this form.
+pub fn parts(stem: &'static str, form: Form) -> Vec<&'static str> {
     let mut parts = vec!["prelude"];
-    if let Some(dtype) = weight {
+    if let Some(dtype) = form.weight {
         parts.extend(["quant/unit", reader(dtype)]);
-        if matches!(stem, "linear" | "moe_linear") {
-            parts.extend([if vec4_rows { "rows_vec4" } else { "rows_ragged" }, "dot"]);
-        }
     }
+    let rows = if form.wide { "rows_vec4" } else { "rows_ragged" };
+    let input = if form.normed { "input_normed" } else { "input_plain" };
+    let shared: &[&str] = match stem {
+        "embed" | "position_embed" => &["weight_one"],
+        "linear" | "moe_linear" => &["weight_one", rows, "dot"],
+        "linear_one" => &["weight_one", rows, input, "dot_one"],
+        "moe_linear_one" | "experts_sum_one" => &["weight_one", rows, "input_plain", "dot_one"],
+        "linear_group" => &["weight_three", rows, input, "dot_one"],
+        "gated_one" => &["weight_three", rows, input, "dot_one", "activation"],
+        "swiglu" => &["activation"],
+        "rope" => &["rotation"],
+        "kv_write" => &["half"],
+        "attention" if form.wide => &["attention_walk", "score_eights", "cache_eights"],
+        "attention" => &["attention_walk", "cache_ragged"],
+        "attention_one" => &["half", "rotation", "attention_walk", "score_eights"],
+        "sample" | "sample_scan" => &["sample_logits"],
+        _ => &[],
+    };
+    parts.extend(shared);
     parts.push(stem);
     parts
 }
@@ -107,18 +163,17 @@ pub fn compose(parts: &[&str], overrides: &[(String, String)]) -> String {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Kernel {
     pub(crate) parts: Vec<&'static str>,
-    pub(crate) entry: &'static str,
     /// Values of `override` constants.
     pub(crate) constants: Vec<(&'static str, u32)>,
 }
 
 impl Kernel {
     fn key(&self, bindings: &[bool]) -> String {
-        format!("{:?} {} {:?} {bindings:?}", self.parts, self.entry, self.constants)
+        format!("{:?} {:?} {bindings:?}", self.parts, self.constants)
     }
 
-    fn label(&self) -> String {
-        format!("{}:{}", self.parts.last().unwrap_or(&"empty"), self.entry)
+    fn label(&self) -> &'static str {
+        self.parts.last().unwrap_or(&"empty")
     }
 }
 
@@ -155,7 +210,7 @@ impl ShaderCache {
         }
         let label = kernel.label();
         let module = self.module(gpu, kernel)?;
-        let pipeline = gpu.labelled(&label, || build(gpu, kernel, &label, &module, writable))?;
+        let pipeline = gpu.labelled(label, || build(gpu, kernel, label, &module, writable))?;
         self.pipelines.insert(key, pipeline.clone());
         Ok(pipeline)
     }
@@ -167,7 +222,7 @@ impl ShaderCache {
         }
         let source = wgpu::ShaderSource::Wgsl(compose(&kernel.parts, &self.overrides).into());
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&key), source };
-        let module = gpu.labelled(&kernel.label(), || gpu.device.create_shader_module(descriptor))?;
+        let module = gpu.labelled(kernel.label(), || gpu.device.create_shader_module(descriptor))?;
         self.modules.insert(key, module.clone());
         Ok(module)
     }
@@ -208,7 +263,7 @@ fn build(
         label: Some(label),
         layout: Some(&pipeline_layout),
         module,
-        entry_point: Some(kernel.entry),
+        entry_point: Some("main"),
         compilation_options: wgpu::PipelineCompilationOptions {
             constants: &constants,
             // Every shader writes its workgroup memory before it reads it.

@@ -12,39 +12,45 @@ use std::collections::HashMap;
 use naga::back::{PipelineConstants, hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use worker_orcd_core::{DType, Op};
-use worker_orcd_wgpu::shader::{PARTS, compose, parts};
+use worker_orcd_wgpu::shader::{COMPOSITES, Form, PARTS, compose, parts};
 
-/// Entry point and override constants a composed shader is used with.
-type Variant = (&'static str, &'static [(&'static str, f64)]);
+/// Override constants a composed shader is used with.
+type Variant = &'static [(&'static str, f64)];
 
 fn variants(stem: &str) -> &'static [Variant] {
     match stem {
-        "linear" => {
-            &[("main", &[("TOKENS", 1.0)]), ("main", &[("TOKENS", 4.0)]), ("main", &[("TOKENS", 8.0)])]
-        }
-        "moe_linear" => &[("main", &[("TOKENS", 1.0)]), ("grouped", &[("TOKENS", 8.0)])],
-        "attention" => &[("main", &[("HEAD_DIM", 64.0)]), ("main", &[("HEAD_DIM", 511.0)])],
-        _ => &[("main", &[])],
+        "linear" => &[&[("TOKENS", 4.0)], &[("TOKENS", 8.0)]],
+        "moe_linear" => &[&[("TOKENS", 8.0)]],
+        "attention" | "attention_one" => &[&[("HEAD_DIM", 64.0)], &[("HEAD_DIM", 512.0)]],
+        _ => &[&[]],
     }
 }
 
-/// Every way an operation's shader is composed.
+fn stems() -> impl Iterator<Item = &'static str> {
+    Op::STEMS.into_iter().chain(COMPOSITES)
+}
+
+/// Every way a shader is composed.
 fn compositions(stem: &'static str) -> Vec<Vec<&'static str>> {
-    match stem {
-        "embed" | "position_embed" => {
-            DType::ALL.into_iter().map(|dtype| parts(stem, Some(dtype), false)).collect()
-        }
-        "linear" | "moe_linear" => DType::ALL
-            .into_iter()
-            .flat_map(|dtype| [true, false].map(|vec4| parts(stem, Some(dtype), vec4)))
-            .collect(),
-        _ => vec![parts(stem, None, false)],
-    }
+    let plain = Form::default();
+    let wide = Form { wide: true, ..plain };
+    let normed = Form { normed: true, ..wide };
+    let forms: &[Form] = match stem {
+        "linear" | "moe_linear" | "moe_linear_one" | "experts_sum_one" | "attention" => &[plain, wide],
+        "linear_one" | "linear_group" | "gated_one" => &[plain, wide, normed],
+        _ => &[plain],
+    };
+    let reads_matrix = !matches!(stem, "attention" | "attention_one" | "sample_scan")
+        && (forms.len() > 1 || stem.ends_with("embed"));
+    let weights: Vec<Option<DType>> =
+        if reads_matrix { DType::ALL.into_iter().map(Some).collect() } else { vec![None] };
+    let forms = forms.iter().flat_map(|form| weights.iter().map(|&weight| Form { weight, ..*form }));
+    forms.map(|form| parts(stem, form)).collect()
 }
 
 #[test]
 fn every_shader_is_valid_and_translates() {
-    for stem in Op::STEMS {
+    for stem in stems() {
         for parts in compositions(stem) {
             let name = parts.join("+");
             let source = compose(&parts, &[]);
@@ -53,20 +59,15 @@ fn every_shader_is_valid_and_translates() {
             let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
                 .validate(&module)
                 .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(&source)));
-            for (entry, constants) in variants(stem) {
-                translate(&name, &module, &info, entry, constants);
+            for constants in variants(stem) {
+                translate(&name, &module, &info, constants);
             }
         }
     }
 }
 
-fn translate(
-    name: &str,
-    module: &naga::Module,
-    info: &naga::valid::ModuleInfo,
-    entry: &str,
-    constants: &[(&str, f64)],
-) {
+fn translate(name: &str, module: &naga::Module, info: &naga::valid::ModuleInfo, constants: &[(&str, f64)]) {
+    let entry = "main";
     let point = (naga::ShaderStage::Compute, entry.to_owned());
     let constants: PipelineConstants = constants
         .iter()
@@ -103,7 +104,7 @@ fn translate(
 
 #[test]
 fn every_operation_and_format_has_its_file_and_every_file_is_used() {
-    let mut used: Vec<&str> = Op::STEMS.iter().flat_map(|stem| compositions(stem)).flatten().collect();
+    let mut used: Vec<&str> = stems().flat_map(compositions).flatten().collect();
     used.sort_unstable();
     used.dedup();
     let mut files: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();

@@ -1,0 +1,343 @@
+//! Dispatches of fused work, and of a product of one row, with or without what may be fused to it.
+
+use worker_orcd_core::{BackendError, Node, Op, RopeStyle, SwiGluKind, ValueId, WeightId};
+
+use crate::fuse::Work;
+use crate::lower::{
+    Binding, Dispatch, Lowered, Lowering, ONE_ROWS_PER_WORKGROUP, formed, is_wide, missing, slice_params,
+    whole,
+};
+use crate::shader::{Form, Kernel};
+use crate::weights::{Slice, Weight};
+
+/// First workgroup of a matrix that is not there.
+const NO_MATRIX: u32 = u32::MAX;
+
+/// A product of one row of x.
+pub(crate) struct OneRow {
+    /// What it reads: the norm's input, if there is a norm.
+    pub(crate) x: ValueId,
+    pub(crate) weight: WeightId,
+    pub(crate) bias: Option<WeightId>,
+    /// Added to the result.
+    pub(crate) residual: Option<ValueId>,
+    /// Weight and epsilon of the norm in front.
+    pub(crate) norm: Option<(WeightId, f32)>,
+    pub(crate) out: ValueId,
+}
+
+/// A norm in front of products: its input, weight and epsilon.
+#[derive(Clone, Copy)]
+struct Front {
+    x: ValueId,
+    norm: Option<(WeightId, f32)>,
+}
+
+impl Front {
+    fn eps(&self) -> u32 {
+        self.norm.map_or(0, |(_, eps)| eps.to_bits())
+    }
+}
+
+fn output(node: &Node) -> Result<ValueId, BackendError> {
+    node.outputs.first().copied().ok_or_else(|| missing(node, "output"))
+}
+
+fn only_slice<'a>(node: &Node, weight: &'a Weight) -> Result<&'a Slice, BackendError> {
+    weight.slices.first().ok_or_else(|| missing(node, "slice"))
+}
+
+impl<'a> Lowering<'a> {
+    fn node(&self, index: usize) -> &'a Node {
+        &self.program.nodes()[index]
+    }
+
+    /// The dispatches of one work.
+    pub(crate) fn lower_work(&self, work: &Work) -> Lowered<'a> {
+        match work {
+            Work::Node(index) => self.lower(self.node(*index)),
+            Work::Linears { norm, linears, residual } => match linears[..] {
+                [linear] => self.linear_fused(*norm, linear, *residual),
+                _ => self.linear_group(*norm, linears),
+            },
+            Work::Gated { norm, gate, up, act } => self.gated(*norm, [*gate, *up], *act),
+            Work::ExpertsSum { down, combine, residual } => self.experts_sum(*down, *combine, *residual),
+            Work::Attention { ropes, write, attention } => self.attention_one(*ropes, *write, *attention),
+        }
+    }
+
+    /// The input of products that read `x`, which is what `norm` writes if there is one.
+    fn front(&self, x: ValueId, norm: Option<usize>) -> Front {
+        match norm.map(|index| &self.node(index).op) {
+            Some(&Op::RmsNorm { x, weight, eps }) => Front { x, norm: Some((weight, eps)) },
+            _ => Front { x, norm: None },
+        }
+    }
+
+    /// The norm's weight, or `other` where the shader reads none.
+    fn norm_binding(
+        &self,
+        node: &Node,
+        norm: Option<(WeightId, f32)>,
+        other: &'a wgpu::Buffer,
+    ) -> Result<Binding<'a>, BackendError> {
+        self.optional(node, norm.map(|(weight, _)| weight), other)
+    }
+
+    /// `linear` of one row of x, one dispatch per slice.
+    pub(crate) fn linear_one(&self, node: &Node, product: &OneRow) -> Lowered<'a> {
+        let &OneRow { x, bias, residual, norm, out, .. } = product;
+        let weight = self.weight(node, product.weight)?;
+        let cols = weight.spec.cols;
+        let form = Form { weight: Some(weight.spec.dtype), wide: is_wide(cols), normed: norm.is_some() };
+        let mut dispatches = vec![];
+        for slice in &weight.slices {
+            let mut params = vec![self.rows_at(x), cols as u32];
+            params.extend(slice_params(weight, slice));
+            params.extend([
+                u32::from(bias.is_some()),
+                u32::from(residual.is_some()),
+                norm.map_or(0, |(_, eps)| eps.to_bits()),
+            ]);
+            dispatches.push(Dispatch {
+                kernel: formed("linear_one", form),
+                params,
+                bindings: vec![
+                    self.value(x),
+                    self.norm_binding(node, norm, &slice.buffer)?,
+                    whole(&slice.buffer, false),
+                    self.optional(node, bias, &slice.buffer)?,
+                    self.value(out),
+                    self.value(residual.unwrap_or(out)),
+                ],
+                workgroups: [slice.rows.div_ceil(ONE_ROWS_PER_WORKGROUP), 1, 1],
+            });
+        }
+        Ok(dispatches)
+    }
+
+    fn linear_fused(&self, norm: Option<usize>, linear: usize, residual: Option<usize>) -> Lowered<'a> {
+        let node = self.node(linear);
+        let Op::Linear { x, weight, bias } = node.op else { return Err(missing(node, "product")) };
+        let Front { x, norm } = self.front(x, norm);
+        let own = output(node)?;
+        let (residual, out) = match residual.map(|index| self.node(index)) {
+            Some(add) => match add.op {
+                Op::Add { a, b } => (Some(if a == own { b } else { a }), output(add)?),
+                _ => return Err(missing(add, "sum")),
+            },
+            None => (None, own),
+        };
+        self.linear_one(node, &OneRow { x, weight, bias, residual, norm, out })
+    }
+
+    fn linear_group(&self, norm: Option<usize>, linears: &[usize]) -> Lowered<'a> {
+        let (mut front, mut has_bias, mut groups) = (None, 0, 0);
+        let [mut rows, mut tails, mut starts] = [[0; 4], [0; 4], [NO_MATRIX; 4]];
+        let (mut weights, mut biases, mut outs) = (vec![], vec![], vec![]);
+        let mut shape = None;
+        for (matrix, &linear) in linears.iter().enumerate() {
+            let node = self.node(linear);
+            let Op::Linear { x, weight, bias } = node.op else { return Err(missing(node, "product")) };
+            let weight = self.weight(node, weight)?;
+            let slice = only_slice(node, weight)?;
+            rows[matrix] = slice.rows as u32;
+            tails[matrix] = slice.tail_at as u32;
+            starts[matrix] = groups as u32;
+            groups += slice.rows.div_ceil(ONE_ROWS_PER_WORKGROUP);
+            has_bias |= u32::from(bias.is_some()) << matrix;
+            weights.push(whole(&slice.buffer, false));
+            biases.push(self.optional(node, bias, &slice.buffer)?);
+            outs.push(self.value(output(node)?));
+            front = Some(self.front(x, norm));
+            shape = Some((node, weight, slice));
+        }
+        let (Some(front), Some((node, weight, slice))) = (front, shape) else { return Ok(vec![]) };
+        for bindings in [&mut weights, &mut biases, &mut outs] {
+            let last = bindings[bindings.len() - 1];
+            bindings.resize(3, last);
+        }
+        let mut params = [rows, tails, starts].concat();
+        params.extend([
+            has_bias,
+            self.rows_at(front.x),
+            weight.spec.cols as u32,
+            weight.units() as u32,
+            weight.layout.row_words as u32,
+            weight.layout.tail_words as u32,
+            front.eps(),
+        ]);
+        let mut bindings = vec![self.value(front.x), self.norm_binding(node, front.norm, &slice.buffer)?];
+        bindings.extend([weights, biases, outs].concat());
+        let kernel = formed("linear_group", product_form(weight, front));
+        Ok(vec![Dispatch { kernel, params, bindings, workgroups: [groups, 1, 1] }])
+    }
+
+    fn gated(&self, norm: Option<usize>, products: [usize; 2], act: usize) -> Lowered<'a> {
+        let act = self.node(act);
+        let Op::SwiGlu { kind, .. } = act.op else { return Err(missing(act, "activation")) };
+        let part = |index: usize| {
+            let node = self.node(index);
+            let (x, weight, bias, experts) = match node.op {
+                Op::Linear { x, weight, bias } => (x, weight, bias, None),
+                Op::MoeLinear { x, weight, bias, experts } => (x, weight, bias, Some(experts)),
+                _ => return Err(missing(node, "product")),
+            };
+            let weight = self.weight(node, weight)?;
+            let slice = only_slice(node, weight)?;
+            let bias_binding = self.optional(node, bias, &slice.buffer)?;
+            Ok((x, weight, slice, bias.is_some(), bias_binding, experts))
+        };
+        let (x, weight, gate, gate_biased, gate_bias, experts) = part(products[0])?;
+        let (_, _, up, up_biased, up_bias, _) = part(products[1])?;
+        let front = self.front(x, norm);
+        let (clamped, alpha, limit) = swiglu_params(kind);
+        let params = vec![
+            gate.tail_at as u32,
+            up.tail_at as u32,
+            0,
+            0,
+            weight.spec.cols as u32,
+            weight.units() as u32,
+            weight.layout.row_words as u32,
+            weight.layout.tail_words as u32,
+            weight.spec.rows as u32,
+            u32::from(experts.is_some()),
+            u32::from(gate_biased) | u32::from(up_biased) << 1,
+            clamped,
+            alpha,
+            limit,
+            self.rows_at(front.x),
+            front.eps(),
+        ];
+        let out = self.value(output(act)?);
+        let bindings = vec![
+            self.value(front.x),
+            self.norm_binding(act, front.norm, &gate.buffer)?,
+            whole(&gate.buffer, false),
+            whole(&up.buffer, false),
+            whole(&up.buffer, false),
+            gate_bias,
+            up_bias,
+            experts.map_or(out, |experts| self.value(experts)),
+            out,
+        ];
+        let choices = experts.map_or(1, |experts| self.width(experts));
+        Ok(vec![Dispatch {
+            kernel: formed("gated_one", product_form(weight, front)),
+            params,
+            bindings,
+            workgroups: [weight.spec.rows.div_ceil(ONE_ROWS_PER_WORKGROUP), choices, 1],
+        }])
+    }
+
+    fn experts_sum(&self, down: usize, combine: usize, residual: Option<usize>) -> Lowered<'a> {
+        let (node, sum) = (self.node(down), self.node(combine));
+        let (Op::MoeLinear { x, experts, weight, bias }, &Op::MoeCombine { weights, .. }) =
+            (&node.op, &sum.op)
+        else {
+            return Err(missing(node, "weighted sum"));
+        };
+        let weight = self.weight(node, *weight)?;
+        let slice = only_slice(node, weight)?;
+        let own = output(sum)?;
+        let (residual, out) = match residual.map(|index| self.node(index)) {
+            Some(add) => match add.op {
+                Op::Add { a, b } => (Some(if a == own { b } else { a }), output(add)?),
+                _ => return Err(missing(add, "sum")),
+            },
+            None => (None, own),
+        };
+        let top_k = self.width(weights);
+        let params = vec![
+            weight.spec.cols as u32,
+            weight.units() as u32,
+            weight.layout.row_words as u32,
+            slice.tail_at as u32,
+            weight.layout.tail_words as u32,
+            weight.spec.rows as u32,
+            top_k as u32,
+            u32::from(bias.is_some()),
+            u32::from(residual.is_some()),
+        ];
+        let bindings = vec![
+            self.value(*x),
+            // Where a norm would be.
+            whole(&slice.buffer, false),
+            whole(&slice.buffer, false),
+            self.optional(node, *bias, &slice.buffer)?,
+            self.value(*experts),
+            self.value(weights),
+            self.value(out),
+            self.value(residual.unwrap_or(out)),
+        ];
+        let form = Form { weight: Some(weight.spec.dtype), wide: is_wide(weight.spec.cols), normed: false };
+        let rows_per_workgroup = (ONE_ROWS_PER_WORKGROUP / top_k).max(1);
+        Ok(vec![Dispatch {
+            kernel: formed("experts_sum_one", form),
+            params,
+            bindings,
+            workgroups: [weight.spec.rows.div_ceil(rows_per_workgroup), 1, 1],
+        }])
+    }
+
+    fn attention_one(&self, ropes: Option<[usize; 2]>, write: usize, attention: usize) -> Lowered<'a> {
+        let (node, store) = (self.node(attention), self.node(write));
+        let (&Op::Attention { q, layer, heads, head_dim, sinks, .. }, &Op::KvWrite { k, v, .. }) =
+            (&node.op, &store.op)
+        else {
+            return Err(missing(node, "cache write"));
+        };
+        let (_, _, pools) = self.layer(node, layer)?;
+        let slots_at = self.inputs.slots.get(layer.group).copied().unwrap_or_default();
+        let mut params = self.attention_params(node)?;
+        params.push(slots_at as u32);
+        let (q, k, angles) = match ropes.map(|[q, k]| (&self.node(q).op, &self.node(k).op)) {
+            Some((&Op::Rope { x: q, table, style, .. }, &Op::Rope { x: k, .. })) => {
+                let rotated = self.weight(node, table)?.spec.cols;
+                params.extend([rotated as u32, u32::from(style == RopeStyle::Interleaved)]);
+                (q, k, Some(table))
+            }
+            _ => {
+                params.extend([0, 0]);
+                (q, k, None)
+            }
+        };
+        // What stands for sinks and angles nobody reads must not be a buffer that is written.
+        let other = self.unread(node)?;
+        let kernel = formed("attention_one", Form::default());
+        Ok(vec![Dispatch {
+            kernel: Kernel { constants: vec![("HEAD_DIM", head_dim as u32)], ..kernel },
+            params,
+            bindings: vec![
+                self.value(q),
+                whole(&pools.keys, true),
+                whole(&pools.values, true),
+                self.optional(node, sinks, other)?,
+                self.value(output(node)?),
+                self.value(k),
+                self.value(v),
+                self.optional(node, angles, other)?,
+            ],
+            workgroups: [heads, 1, 1],
+        }])
+    }
+
+    /// Some weight's buffer.
+    fn unread(&self, node: &Node) -> Result<&'a wgpu::Buffer, BackendError> {
+        let first = self.weights.iter().flat_map(|weight| &weight.slices).next();
+        first.map(|slice| &slice.buffer).ok_or_else(|| missing(node, "weight"))
+    }
+}
+
+fn product_form(weight: &Weight, front: Front) -> Form {
+    Form { weight: Some(weight.spec.dtype), wide: is_wide(weight.spec.cols), normed: front.norm.is_some() }
+}
+
+/// `clamped`, `alpha` and `limit` of the shaders' `Params`.
+pub(crate) fn swiglu_params(kind: SwiGluKind) -> (u32, u32, u32) {
+    match kind {
+        SwiGluKind::Silu => (0, 1.0_f32.to_bits(), 0),
+        SwiGluKind::Clamped { alpha, limit } => (1, alpha.to_bits(), limit.to_bits()),
+    }
+}

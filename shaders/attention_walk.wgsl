@@ -1,0 +1,236 @@
+// attention_walk: one query head over the cached positions of its sequence, for the shaders that attend
+//
+// Tiles of 64 positions aligned to absolute positions; a workgroup of 256 has four sets of 64 lanes, and set s takes the
+// tiles s, s + 4, ... of the whole sequence, each set with a softmax of its own that it keeps up to date. Lane j of a set
+// scores the j-th position of the tile, then owns the element pairs j, j + 64, ... of the output. In the end the four sets
+// and the sink, if there is one, are joined in that order, sink first. So the order of every sum depends on the position,
+// window and HEAD_DIM alone: not on the step's other tokens, nor on which physical blocks hold the positions.
+//
+// What a loop would ask for one by one is asked for eight at a time.
+//
+// Needs `score` and `value_pair` (cache_* or attention_one), `sinks`, `out`, `query` filled, and the fields of attention's
+// `Params`. A base of OWN stands for the token's own position where its key and value are not yet in the pools.
+
+// Elements per head, at most 512.
+override HEAD_DIM: u32 = 64u;
+
+const TILE = 64u;
+const SETS = 4u;
+const NONE = -3.0e38;
+const OWN = 0xffffffffu;
+
+var<workgroup> query: array<vec4<f32>, 128>;
+var<workgroup> slots: array<u32, 256>;
+var<workgroup> scores: array<f32, 256>;
+var<workgroup> weights: array<f32, 256>;
+var<workgroup> set_best: array<f32, 4>;
+var<workgroup> set_totals: array<f32, 4>;
+// Pairs of the sets 1, 2 and 3, one after the other.
+var<workgroup> set_sums: array<vec2<f32>, 768>;
+
+// What the token sees, and where.
+struct View {
+    position: u32,
+    // First visible position.
+    first: u32,
+    // Word of `inputs` where the sequence's block table starts.
+    table: u32,
+    // Element of a slot where the kv head starts.
+    kv_head: u32,
+    // Whether the token's own position is read as OWN.
+    own: bool,
+}
+
+fn view_of(token: u32, head: u32, own: bool) -> View {
+    let position = inputs[params.positions_at + token];
+    let first = select(0u, position - min(position, params.window - 1u), params.window != NO_SLOT);
+    let table = params.tables_at + inputs[params.sequences_at + token] * params.table_width;
+    return View(position, first, table, head / params.heads_per_kv_head * HEAD_DIM, own);
+}
+
+// Running softmax of one set; the four sums are the element pairs `lane`, `lane + 64`, ... .
+struct Running {
+    best: f32,
+    total: f32,
+    sum0: vec2<f32>,
+    sum1: vec2<f32>,
+    sum2: vec2<f32>,
+    sum3: vec2<f32>,
+}
+
+// First word of a position's slot in the pools.
+fn base_of(view: View, at: u32) -> u32 {
+    if (view.own && at == view.position) {
+        return OWN;
+    }
+    let block = inputs[view.table + at / params.block_size];
+    return (block * params.block_size + at % params.block_size) * params.slot_words;
+}
+
+fn highest_of_eight(at: u32) -> f32 {
+    let low = max(max(scores[at], scores[at + 1u]), max(scores[at + 2u], scores[at + 3u]));
+    return max(low, max(max(scores[at + 4u], scores[at + 5u]), max(scores[at + 6u], scores[at + 7u])));
+}
+
+fn highest_of_tile(at: u32) -> f32 {
+    let a = max(highest_of_eight(at), highest_of_eight(at + 8u));
+    let b = max(highest_of_eight(at + 16u), highest_of_eight(at + 24u));
+    let c = max(highest_of_eight(at + 32u), highest_of_eight(at + 40u));
+    let d = max(highest_of_eight(at + 48u), highest_of_eight(at + 56u));
+    return max(max(a, b), max(c, d));
+}
+
+// An element pair of a position's value, zero where it weighs nothing: no infinity of a position that is not visible counts.
+fn weighable(at: u32, view: View, pair: u32) -> vec2<f32> {
+    return select(value_pair(slots[at], view.kv_head, pair), vec2<f32>(), weights[at] == 0.0);
+}
+
+// Adds eight positions' values, weighted, to one element pair.
+fn add_eight(at: u32, view: View, pair: u32, sum: vec2<f32>) -> vec2<f32> {
+    let a = weighable(at, view, pair);
+    let b = weighable(at + 1u, view, pair);
+    let c = weighable(at + 2u, view, pair);
+    let d = weighable(at + 3u, view, pair);
+    let e = weighable(at + 4u, view, pair);
+    let f = weighable(at + 5u, view, pair);
+    let g = weighable(at + 6u, view, pair);
+    let h = weighable(at + 7u, view, pair);
+    var s = fma(vec2<f32>(weights[at]), a, sum);
+    s = fma(vec2<f32>(weights[at + 1u]), b, s);
+    s = fma(vec2<f32>(weights[at + 2u]), c, s);
+    s = fma(vec2<f32>(weights[at + 3u]), d, s);
+    s = fma(vec2<f32>(weights[at + 4u]), e, s);
+    s = fma(vec2<f32>(weights[at + 5u]), f, s);
+    s = fma(vec2<f32>(weights[at + 6u]), g, s);
+    return fma(vec2<f32>(weights[at + 7u]), h, s);
+}
+
+fn four_weights(at: u32) -> vec4<f32> {
+    return vec4<f32>(weights[at], weights[at + 1u], weights[at + 2u], weights[at + 3u]);
+}
+
+// Takes a tile's values; `from_at` is where the set's scores begin.
+fn add_tile(view: View, tile: u32, from_at: u32, lane: u32, before: Running) -> Running {
+    var after = before;
+    let pairs = (HEAD_DIM + 1u) / 2u;
+    // Whole eights; the positions among them that are not visible weigh nothing and stand for the token's own.
+    let start = (max(view.first, tile) - tile) / 8u * 8u;
+    let end = min(view.position - tile, TILE - 1u);
+    for (var j = start; j <= end; j += 8u) {
+        let at = from_at + j;
+        after.total = add_in_order(add_in_order(after.total, four_weights(at)), four_weights(at + 4u));
+        if (lane < pairs) {
+            after.sum0 = add_eight(at, view, lane, after.sum0);
+        }
+        if (HEAD_DIM > 128u && lane + 64u < pairs) {
+            after.sum1 = add_eight(at, view, lane + 64u, after.sum1);
+        }
+        if (HEAD_DIM > 256u && lane + 128u < pairs) {
+            after.sum2 = add_eight(at, view, lane + 128u, after.sum2);
+        }
+        if (HEAD_DIM > 384u && lane + 192u < pairs) {
+            after.sum3 = add_eight(at, view, lane + 192u, after.sum3);
+        }
+    }
+    return after;
+}
+
+// Every tile of one set. Uniform control flow.
+fn walk(view: View, thread: u32) -> Running {
+    let lane = thread % TILE;
+    let own_set = thread / TILE;
+    var running = Running(NONE, 0.0, vec2<f32>(), vec2<f32>(), vec2<f32>(), vec2<f32>());
+    for (var run = view.first / (SETS * TILE) * (SETS * TILE); run <= view.position; run += SETS * TILE) {
+        let tile = run + own_set * TILE;
+        let at = tile + lane;
+        let visible = at >= view.first && at <= view.position;
+        // Whether the set has any visible position here.
+        let seen = tile <= view.position && tile + TILE > view.first;
+        var own = NONE;
+        if (seen) {
+            let base = base_of(view, select(view.position, at, visible));
+            own = select(NONE, score(base, view.kv_head), visible);
+            slots[thread] = base;
+        }
+        scores[thread] = own;
+        workgroupBarrier();
+        if (seen) {
+            let highest = max(running.best, highest_of_tile(own_set * TILE));
+            weights[thread] = select(0.0, exp(own - highest), visible);
+            let shrink = exp(running.best - highest);
+            running.best = highest;
+            running.total *= shrink;
+            running.sum0 *= shrink;
+            running.sum1 *= shrink;
+            running.sum2 *= shrink;
+            running.sum3 *= shrink;
+        }
+        workgroupBarrier();
+        if (seen) {
+            running = add_tile(view, tile, own_set * TILE, lane, running);
+        }
+        // The next tile overwrites `slots` and `weights`, which a slower lane may still read.
+        workgroupBarrier();
+    }
+    return running;
+}
+
+// Shows the workgroup the sets 1, 2 and 3; the barrier behind it is the caller's.
+fn publish_set(running: Running, thread: u32) {
+    let lane = thread % TILE;
+    let own_set = thread / TILE;
+    if (lane == 0u) {
+        set_best[own_set] = running.best;
+        set_totals[own_set] = running.total;
+    }
+    if (own_set > 0u) {
+        let at = (own_set - 1u) * 256u + lane;
+        set_sums[at] = running.sum0;
+        set_sums[at + 64u] = running.sum1;
+        set_sums[at + 128u] = running.sum2;
+        set_sums[at + 192u] = running.sum3;
+    }
+}
+
+// One element pair of all sets; `own` is set 0's, `factors` what each set's sum is to be multiplied by.
+fn joined(own: vec2<f32>, pair: u32, factors: vec4<f32>, total: f32) -> vec2<f32> {
+    var sum = own * factors.x;
+    sum = fma(set_sums[pair], vec2<f32>(factors.y), sum);
+    sum = fma(set_sums[pair + 256u], vec2<f32>(factors.z), sum);
+    sum = fma(set_sums[pair + 512u], vec2<f32>(factors.w), sum);
+    return sum / total;
+}
+
+fn store_pair(base: u32, pair: u32, value: vec2<f32>) {
+    if (pair * 2u < HEAD_DIM) {
+        out[base + pair * 2u] = value.x;
+    }
+    if (pair * 2u + 1u < HEAD_DIM) {
+        out[base + pair * 2u + 1u] = value.y;
+    }
+}
+
+// Joins the sets and writes the head, whose first element of `out` is `base`. The lanes of set 0 do, all call it.
+fn finish_head(running: Running, head: u32, base: u32, thread: u32) {
+    publish_set(running, thread);
+    workgroupBarrier();
+    if (thread >= TILE) {
+        return;
+    }
+    let bests = vec4<f32>(set_best[0], set_best[1], set_best[2], set_best[3]);
+    var best = max(max(bests.x, bests.y), max(bests.z, bests.w));
+    var total = 0.0;
+    if (params.has_sinks != 0u) {
+        best = max(best, sinks[head]);
+        total = exp(sinks[head] - best);
+    }
+    let factors = exp(bests - best);
+    total = fma(set_totals[0], factors.x, total);
+    total = fma(set_totals[1], factors.y, total);
+    total = fma(set_totals[2], factors.z, total);
+    total = fma(set_totals[3], factors.w, total);
+    store_pair(base, thread, joined(running.sum0, thread, factors, total));
+    store_pair(base, thread + 64u, joined(running.sum1, thread + 64u, factors, total));
+    store_pair(base, thread + 128u, joined(running.sum2, thread + 128u, factors, total));
+    store_pair(base, thread + 192u, joined(running.sum3, thread + 192u, factors, total));
+}
