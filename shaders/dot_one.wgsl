@@ -6,6 +6,9 @@
 //
 // Needs `read_unit` from quant/, `prepare_input` and `load_input` from input_*, `params.units`.
 
+// Units a lane asks for at a time: 4, or how many it has if those are fewer.
+override AHEAD: u32 = 4u;
+
 const ONE_LANES = 32u;
 // Sets of lanes per workgroup of 256, which is how many weight rows it has.
 const ONE_SETS = 8u;
@@ -25,12 +28,18 @@ struct Four {
 
 fn read_four(row: u32, index: u32) -> Four {
     let last = params.units - 1u;
-    return Four(
-        read_unit(row, min(index, last)),
-        read_unit(row, min(index + ONE_LANES, last)),
-        read_unit(row, min(index + 2u * ONE_LANES, last)),
-        read_unit(row, min(index + 3u * ONE_LANES, last)),
-    );
+    let first = read_unit(row, min(index, last));
+    var four = Four(first, first, first, first);
+    if (AHEAD > 1u) {
+        four.b = read_unit(row, min(index + ONE_LANES, last));
+    }
+    if (AHEAD > 2u) {
+        four.c = read_unit(row, min(index + 2u * ONE_LANES, last));
+    }
+    if (AHEAD > 3u) {
+        four.d = read_unit(row, min(index + 3u * ONE_LANES, last));
+    }
+    return four;
 }
 
 fn chain_one(unit: Unit, base: u32, sum: f32) -> f32 {
@@ -53,16 +62,16 @@ fn lane_chain(first: Four, row: u32, lane: u32, base: u32) -> f32 {
     var four = first;
     for (var index = lane; index < params.units; index += 4u * ONE_LANES) {
         sum = chain_one(four.a, base, sum);
-        if (index + ONE_LANES < params.units) {
+        if (AHEAD > 1u && index + ONE_LANES < params.units) {
             sum = chain_one(four.b, base, sum);
         }
-        if (index + 2u * ONE_LANES < params.units) {
+        if (AHEAD > 2u && index + 2u * ONE_LANES < params.units) {
             sum = chain_one(four.c, base, sum);
         }
-        if (index + 3u * ONE_LANES < params.units) {
+        if (AHEAD > 3u && index + 3u * ONE_LANES < params.units) {
             sum = chain_one(four.d, base, sum);
         }
-        if (index + 4u * ONE_LANES < params.units) {
+        if (AHEAD > 3u && index + 4u * ONE_LANES < params.units) {
             four = read_four(row, index + 4u * ONE_LANES);
         }
     }

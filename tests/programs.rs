@@ -73,6 +73,45 @@ fn every_value_of_every_architecture_agrees_on_every_backend() {
     }
 }
 
+/// Bits of the logits of steps of one token behind the prompt, and the labels of what such a step does at once.
+fn steps_of_one(test: &TestModel, fused: bool) -> (Vec<Vec<u32>>, Vec<String>) {
+    const STEPS: usize = 4;
+    let options = WgpuOptions { fused: Some(fused), ..WgpuOptions::default() };
+    let backend = WgpuBackend::open(&AdapterChoice::Preferred, &options).unwrap();
+    let options = direct_options(PROMPT_TOKENS + STEPS, PROMPT_TOKENS, KvElement::F16);
+    let mut run = test.direct(Box::new(backend), &options);
+    run.step(&prompt(), 0, &[]).unwrap();
+    let bits = (0..STEPS).map(|step| {
+        let token = [(step * 31 + 7) as u32];
+        let values = run.step(&token, PROMPT_TOKENS + step, &[0]).unwrap();
+        let OutputValue::F32(logits) = &values[0] else { panic!("logits are floats") };
+        logits.iter().map(|logit| logit.to_bits()).collect()
+    });
+    let bits = bits.collect();
+    let profile = run.profile(&[7], PROMPT_TOKENS).unwrap();
+    (bits, profile.entries.into_iter().map(|entry| entry.label).collect())
+}
+
+#[test]
+fn fused_steps_have_the_bits_of_single_operations() {
+    if open_device(BackendChoice::Wgpu).is_none() {
+        return;
+    }
+    for (architecture, per_layer) in [("qwen2", 5), ("phi3", 5), ("llama", 5), ("gpt-oss", 7), ("gpt2", 8)] {
+        let folder = tempfile::tempdir().unwrap();
+        let test = tiny(architecture, &folder);
+        let (fused, parts) = steps_of_one(&test, true);
+        let (single, operations) = steps_of_one(&test, false);
+        assert!(fused == single, "{architecture}: fused steps have other logits");
+        let of_layer = |labels: &[String]| -> Vec<String> {
+            labels.iter().filter(|label| label.starts_with("layers.1.")).cloned().collect()
+        };
+        let (parts, operations) = (of_layer(&parts), of_layer(&operations));
+        eprintln!("{architecture}: {} of {} in a layer", parts.len(), operations.len());
+        assert_eq!(parts.len(), per_layer, "{architecture}: {parts:#?}");
+    }
+}
+
 #[test]
 fn broken_shader_is_named_by_the_first_label_it_writes() {
     if open_device(BackendChoice::Wgpu).is_none() {

@@ -66,8 +66,9 @@ pub enum AdapterChoice {
 pub struct WgpuOptions {
     /// Splits weights as if no storage binding could be larger.
     pub max_slice_bytes: Option<u64>,
-    /// Gives every operation of a step of one token a dispatch of its own.
-    pub unfused: bool,
+    /// Whether a step of one token does several operations in one dispatch. When omitted a GPU does; a software device,
+    /// which has no wait between dispatches to save, does not.
+    pub fused: Option<bool>,
     /// Other source text for shader parts, by name (`rms_norm`, `prelude`, `quant/q8_0`, ...).
     pub shader_overrides: Vec<(String, String)>,
 }
@@ -164,5 +165,8 @@ pub(crate) fn open(
     let (device, queue) = pollster::block_on(request)
         .map_err(|error| unavailable(format!("{} refused to open: {error}", adapter.get_info().name)))?;
     let timestamps = features.contains(wgpu::Features::TIMESTAMP_QUERY);
-    Ok((Gpu::new(device, queue, limits, timestamps, options), summary(0, &adapter.get_info())))
+    let summary = summary(0, &adapter.get_info());
+    let fuses = options.fused.unwrap_or(summary.kind != AdapterKind::Cpu);
+    let gpu = Gpu::new(device, queue, limits, (timestamps, fuses), options.max_slice_bytes);
+    Ok((gpu, summary))
 }

@@ -28,6 +28,9 @@ pub struct WgpuBackend {
     workspaces: Vec<Workspace>,
     plans: Vec<Plan>,
     in_flight: Option<(usize, Counts)>,
+    /// Commands of the plan that ran last, encoded while it ran: the next step is most often the same plan's, and need
+    /// not wait for the encoding then.
+    prepared: Option<(usize, wgpu::CommandBuffer)>,
 }
 
 impl WgpuBackend {
@@ -57,6 +60,7 @@ impl WgpuBackend {
             workspaces: vec![],
             plans: vec![],
             in_flight: None,
+            prepared: None,
         }
     }
 
@@ -82,12 +86,8 @@ impl WgpuBackend {
         }
     }
 
-    /// Checks a step and hands its inputs to the device; the encoder goes on behind that copy.
-    fn begin(
-        &mut self,
-        plan: PlanId,
-        inputs: &StepInputs<'_>,
-    ) -> Result<(usize, wgpu::CommandEncoder), BackendError> {
+    /// Checks a step and puts its inputs where the plan's commands fetch them.
+    fn stage(&mut self, plan: PlanId, inputs: &StepInputs<'_>) -> Result<usize, BackendError> {
         self.gpu.check("submit")?;
         if self.in_flight.is_some() {
             return Err(execution("submit", "a step is in flight already".into()));
@@ -96,8 +96,19 @@ impl WgpuBackend {
         let plan = &self.plans[index];
         let layout = self.cache.as_ref().map(|cache| &cache.layout);
         step::validate(&plan.program, layout, &self.specs, inputs)?;
-        let encoder = plan.begin(&self.gpu, &mut self.workspaces[plan.workspace], inputs)?;
-        Ok((index, encoder))
+        plan.stage(&self.gpu, &mut self.workspaces[plan.workspace], inputs)?;
+        Ok(index)
+    }
+
+    /// The commands of a step, whatever its inputs and counts.
+    fn encode(&self, index: usize) -> wgpu::CommandBuffer {
+        let plan = &self.plans[index];
+        let mut encoder = plan.begin(&self.gpu, &self.workspaces[plan.workspace]);
+        encode(
+            &mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()),
+            plan.commands.iter(),
+        );
+        encoder.finish()
     }
 }
 
@@ -155,16 +166,16 @@ impl Backend for WgpuBackend {
     }
 
     fn submit(&mut self, plan: PlanId, inputs: &StepInputs<'_>) -> Result<(), BackendError> {
-        let (index, mut encoder) = self.begin(plan, inputs)?;
-        let plan = &self.plans[index];
+        let index = self.stage(plan, inputs)?;
         let counts = Counts::of(inputs);
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        encode(&mut pass, plan.commands.iter());
-        drop(pass);
-        plan.copy_outputs(&mut encoder, &self.workspaces[plan.workspace], counts);
-        self.gpu.queue.submit([encoder.finish()]);
+        let prepared = self.prepared.take().filter(|(of, _)| *of == index);
+        let commands = prepared.map_or_else(|| self.encode(index), |(_, commands)| commands);
+        let plan = &self.plans[index];
+        let copies = plan.copy_outputs(&self.gpu, &self.workspaces[plan.workspace], counts);
+        self.gpu.queue.submit([commands, copies]);
         self.gpu.check(plan.program.name())?;
         self.in_flight = Some((index, counts));
+        self.prepared = Some((index, self.encode(index)));
         Ok(())
     }
 
@@ -193,8 +204,10 @@ impl Backend for WgpuBackend {
     }
 
     fn profile(&mut self, plan: PlanId, inputs: &StepInputs<'_>) -> Result<PlanProfile, BackendError> {
-        let (index, encoder) = self.begin(plan, inputs)?;
-        profile::run(&self.gpu, &self.plans[index], encoder)
+        let index = self.stage(plan, inputs)?;
+        let plan = &self.plans[index];
+        let encoder = plan.begin(&self.gpu, &self.workspaces[plan.workspace]);
+        profile::run(&self.gpu, plan, encoder)
     }
 
     fn poison(&mut self) -> Result<(), BackendError> {

@@ -4,8 +4,8 @@ use worker_orcd_core::{BackendError, Node, Op, RopeStyle, SwiGluKind, ValueId, W
 
 use crate::fuse::Work;
 use crate::lower::{
-    Binding, Dispatch, Lowered, Lowering, ONE_ROWS_PER_WORKGROUP, formed, is_wide, missing, slice_params,
-    whole,
+    Binding, Dispatch, Lowered, Lowering, ONE_ROWS_PER_WORKGROUP, formed, missing, one_row_kernel,
+    slice_params, whole,
 };
 use crate::shader::{Form, Kernel};
 use crate::weights::{Slice, Weight};
@@ -89,7 +89,6 @@ impl<'a> Lowering<'a> {
         let &OneRow { x, bias, residual, norm, out, .. } = product;
         let weight = self.weight(node, product.weight)?;
         let cols = weight.spec.cols;
-        let form = Form { weight: Some(weight.spec.dtype), wide: is_wide(cols), normed: norm.is_some() };
         let mut dispatches = vec![];
         for slice in &weight.slices {
             let mut params = vec![self.rows_at(x), cols as u32];
@@ -100,7 +99,7 @@ impl<'a> Lowering<'a> {
                 norm.map_or(0, |(_, eps)| eps.to_bits()),
             ]);
             dispatches.push(Dispatch {
-                kernel: formed("linear_one", form),
+                kernel: one_row_kernel("linear_one", weight, norm.is_some()),
                 params,
                 bindings: vec![
                     self.value(x),
@@ -169,7 +168,7 @@ impl<'a> Lowering<'a> {
         ]);
         let mut bindings = vec![self.value(front.x), self.norm_binding(node, front.norm, &slice.buffer)?];
         bindings.extend([weights, biases, outs].concat());
-        let kernel = formed("linear_group", product_form(weight, front));
+        let kernel = one_row_kernel("linear_group", weight, front.norm.is_some());
         Ok(vec![Dispatch { kernel, params, bindings, workgroups: [groups, 1, 1] }])
     }
 
@@ -224,7 +223,7 @@ impl<'a> Lowering<'a> {
         ];
         let choices = experts.map_or(1, |experts| self.width(experts));
         Ok(vec![Dispatch {
-            kernel: formed("gated_one", product_form(weight, front)),
+            kernel: one_row_kernel("gated_one", weight, front.norm.is_some()),
             params,
             bindings,
             workgroups: [weight.spec.rows.div_ceil(ONE_ROWS_PER_WORKGROUP), choices, 1],
@@ -271,10 +270,9 @@ impl<'a> Lowering<'a> {
             self.value(out),
             self.value(residual.unwrap_or(out)),
         ];
-        let form = Form { weight: Some(weight.spec.dtype), wide: is_wide(weight.spec.cols), normed: false };
         let rows_per_workgroup = (ONE_ROWS_PER_WORKGROUP / top_k).max(1);
         Ok(vec![Dispatch {
-            kernel: formed("experts_sum_one", form),
+            kernel: one_row_kernel("experts_sum_one", weight, false),
             params,
             bindings,
             workgroups: [weight.spec.rows.div_ceil(rows_per_workgroup), 1, 1],
@@ -328,10 +326,6 @@ impl<'a> Lowering<'a> {
         let first = self.weights.iter().flat_map(|weight| &weight.slices).next();
         first.map(|slice| &slice.buffer).ok_or_else(|| missing(node, "weight"))
     }
-}
-
-fn product_form(weight: &Weight, front: Front) -> Form {
-    Form { weight: Some(weight.spec.dtype), wide: is_wide(weight.spec.cols), normed: front.norm.is_some() }
 }
 
 /// `clamped`, `alpha` and `limit` of the shaders' `Params`.

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use worker_orcd_core::BackendError;
 
 use crate::NAME;
-use crate::adapter::WgpuOptions;
 
 /// Storage buffers the widest fused shader reads and writes.
 const FUSED_STORAGE_BINDINGS: u32 = 12;
@@ -75,8 +74,8 @@ impl Gpu {
         device: wgpu::Device,
         queue: wgpu::Queue,
         limits: wgpu::Limits,
-        timestamps: bool,
-        options: &WgpuOptions,
+        (timestamps, fuses): (bool, bool),
+        max_slice_bytes: Option<u64>,
     ) -> Self {
         let faults = Faults::default();
         let lost = faults.clone();
@@ -90,9 +89,8 @@ impl Gpu {
                 _ => Fault::Other(error.to_string()),
             });
         }));
-        let max_slice_bytes = options.max_slice_bytes;
         // The fused shaders have more bindings than WebGPU promises.
-        let fuses = !options.unfused && limits.max_storage_buffers_per_shader_stage >= FUSED_STORAGE_BINDINGS;
+        let fuses = fuses && limits.max_storage_buffers_per_shader_stage >= FUSED_STORAGE_BINDINGS;
         Self { device, queue, limits, timestamps, fuses, max_slice_bytes, faults }
     }
 

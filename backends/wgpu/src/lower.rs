@@ -20,6 +20,9 @@ use crate::weights::{Slice, Weight};
 const ROWS_PER_WORKGROUP: usize = 16;
 /// Weight rows per workgroup of those for one row of x (`ONE_SETS`).
 pub(crate) const ONE_ROWS_PER_WORKGROUP: usize = 8;
+/// Lanes per weight row of those (`ONE_LANES`), and units such a lane asks for at a time.
+const ONE_LANES: usize = 32;
+const MAX_AHEAD: usize = 4;
 /// Lanes of the element-wise shaders.
 const ELEMENTS_PER_WORKGROUP: usize = 256;
 /// Lanes of the look-up and cache shaders.
@@ -274,8 +277,10 @@ impl<'a> Lowering<'a> {
             let kernel = matrix_kernel("moe_linear", weight.spec.dtype, cols, 8);
             (kernel, [rows.div_ceil(ROWS_PER_WORKGROUP), weight.spec.experts, 1])
         } else {
-            let form = Form { weight: Some(weight.spec.dtype), wide: is_wide(cols), normed: false };
-            (formed("moe_linear_one", form), [rows.div_ceil(ONE_ROWS_PER_WORKGROUP), pairs, 1])
+            (
+                one_row_kernel("moe_linear_one", weight, false),
+                [rows.div_ceil(ONE_ROWS_PER_WORKGROUP), pairs, 1],
+            )
         };
         let row_per_pair = self.width(x) != cols;
         let mut dispatches = vec![];
@@ -472,6 +477,13 @@ pub(crate) fn slice_params(weight: &Weight, slice: &Slice) -> [u32; 6] {
 /// Whether rows of this width are read four columns at a time.
 pub(crate) const fn is_wide(cols: usize) -> bool {
     cols.is_multiple_of(4)
+}
+
+/// A kernel for one row of x.
+pub(crate) fn one_row_kernel(stem: &'static str, weight: &Weight, normed: bool) -> Kernel {
+    let form = Form { weight: Some(weight.spec.dtype), wide: is_wide(weight.spec.cols), normed };
+    let ahead = weight.units().div_ceil(ONE_LANES).clamp(1, MAX_AHEAD);
+    Kernel { constants: vec![("AHEAD", ahead as u32)], ..formed(stem, form) }
 }
 
 fn matrix_kernel(stem: &'static str, dtype: DType, x_width: usize, tile: usize) -> Kernel {

@@ -246,28 +246,37 @@ impl Plan {
         })
     }
 
-    /// Starts a step: uploads its inputs and begins an encoder behind that copy.
-    pub(crate) fn begin(
+    /// Packs a step's inputs where the commands of [`Self::begin`] fetch them.
+    pub(crate) fn stage(
         &self,
         gpu: &Gpu,
         workspace: &mut Workspace,
         inputs: &StepInputs<'_>,
-    ) -> Result<wgpu::CommandEncoder, BackendError> {
-        workspace.stage(gpu, &self.inputs, inputs)?;
-        let descriptor = wgpu::CommandEncoderDescriptor { label: Some(self.program.name()) };
-        let mut encoder = gpu.device.create_command_encoder(&descriptor);
-        let bytes = self.inputs.words as u64 * 4;
-        encoder.copy_buffer_to_buffer(&workspace.staging, 0, &workspace.inputs, 0, bytes);
-        Ok(encoder)
+    ) -> Result<(), BackendError> {
+        workspace.stage(gpu, &self.inputs, inputs)
     }
 
-    /// Appends copies of the declared outputs' actual rows to the readback buffer.
+    /// An encoder that has fetched the inputs of a step.
+    pub(crate) fn begin(&self, gpu: &Gpu, workspace: &Workspace) -> wgpu::CommandEncoder {
+        let mut encoder = self.encoder(gpu);
+        let bytes = self.inputs.words as u64 * 4;
+        encoder.copy_buffer_to_buffer(&workspace.staging, 0, &workspace.inputs, 0, bytes);
+        encoder
+    }
+
+    fn encoder(&self, gpu: &Gpu) -> wgpu::CommandEncoder {
+        let descriptor = wgpu::CommandEncoderDescriptor { label: Some(self.program.name()) };
+        gpu.device.create_command_encoder(&descriptor)
+    }
+
+    /// Commands that copy the declared outputs' actual rows to the readback buffer.
     pub(crate) fn copy_outputs(
         &self,
-        encoder: &mut wgpu::CommandEncoder,
+        gpu: &Gpu,
         workspace: &Workspace,
         counts: Counts,
-    ) {
+    ) -> wgpu::CommandBuffer {
+        let mut encoder = self.encoder(gpu);
         let mut at = 0;
         for &id in self.program.outputs() {
             let bytes = self.output_bytes(id, counts);
@@ -277,6 +286,7 @@ impl Plan {
             }
             at += readback_stride(bytes);
         }
+        encoder.finish()
     }
 
     fn output_bytes(&self, id: ValueId, counts: Counts) -> u64 {

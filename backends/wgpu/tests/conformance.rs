@@ -58,3 +58,12 @@ fn matrices_agree_in_slices() {
     });
     run(&cases, &WgpuOptions { max_slice_bytes: Some(SLICE_BYTES), ..WgpuOptions::default() });
 }
+
+#[test]
+fn fused_attention_agrees() {
+    let mut cases = chosen();
+    cases.retain(|case| {
+        case.name.starts_with("attention") && case.steps.iter().any(|step| step.program.shape().tokens == 1)
+    });
+    run(&cases, &WgpuOptions { fused: Some(true), ..WgpuOptions::default() });
+}
