@@ -2,7 +2,7 @@
 //            over p <= position and position - p < window; a sink is one more logit whose probability is dropped
 //
 // q, out [T, heads * HEAD_DIM] f32, pools [slots, ceil(kv heads * HEAD_DIM / 2)] u32 with two f16 per word.
-// Grid: (heads, T) workgroups of 256, see attention_walk.
+// Grid: (heads, T) workgroups of 64 * AT_ONCE, see attention_walk.
 // Composed as prelude + attention_walk + {score_eights + cache_eights, cache_ragged} + this.
 
 struct Params {
@@ -35,7 +35,7 @@ fn element_or_zero(base: u32, element: u32) -> f32 {
     return value;
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(AT_ONCE * TILE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let head = group.x;
     let token = group.y;
@@ -43,9 +43,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let base = (token * params.heads + head) * HEAD_DIM;
-    let element = thread * 4u;
-    if (element < HEAD_DIM) {
-        query[thread] = vec4<f32>(
+    for (var element = thread * 4u; element < HEAD_DIM; element += AT_ONCE * TILE * 4u) {
+        query[element / 4u] = vec4<f32>(
             q[base + element],
             element_or_zero(base, element + 1u),
             element_or_zero(base, element + 2u),
@@ -53,6 +52,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         );
     }
     workgroupBarrier();
-    let running = walk(view_of(token, head, false), thread);
-    finish_head(running, head, base, thread);
+    walk(view_of(token, head, false), thread);
+    finish_head(head, base, thread);
 }

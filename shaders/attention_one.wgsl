@@ -2,7 +2,7 @@
 //
 // q, out [heads * HEAD_DIM], k, v [kv heads * HEAD_DIM] f32 before rotation, angles as rope has them, pools as attention has
 // them. HEAD_DIM is a multiple of eight.
-// Grid: (heads) workgroups of 256, see attention_walk. Each rotates its own query and its kv head's key, which it keeps for
+// Grid: (heads) workgroups of 256, see attention_walk: AT_ONCE is 4. Each rotates its own query and its kv head's key, which it keeps for
 // itself, rounded as the pool has them; the first of the heads that share a kv head writes that to the pools, where
 // no workgroup of this dispatch reads it.
 // Composed as prelude + half + rotation + attention_walk + score_eights + this.
@@ -129,6 +129,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     workgroupBarrier();
-    let running = walk(view_of(0u, head, true), thread);
-    finish_head(running, head, base, thread);
+    walk(view_of(0u, head, true), thread);
+    finish_head(head, base, thread);
 }

@@ -1,10 +1,10 @@
 // attention_walk: one query head over the cached positions of its sequence, for the shaders that attend
 //
-// Tiles of 64 positions aligned to absolute positions; a workgroup of 256 has four sets of 64 lanes, and set s takes the
-// tiles s, s + 4, ... of the whole sequence, each set with a softmax of its own that it keeps up to date. Lane j of a set
-// scores the j-th position of the tile, then owns the element pairs j, j + 64, ... of the output. In the end the four sets
-// and the sink, if there is one, are joined in that order, sink first. So the order of every sum depends on the position,
-// window and HEAD_DIM alone: not on the step's other tokens, nor on which physical blocks hold the positions.
+// Tiles of 64 positions aligned to absolute positions, in four strands: strand s has the tiles s, s + 4, ... of the whole
+// sequence and a softmax of its own that is kept up to date. 64 lanes walk a strand: lane j scores the j-th position of
+// a tile, then owns the element pairs j, j + 64, ... of the output. In the end the sink, if there is one, and the four
+// strands are joined in that order. So the order of every sum depends on the position, window and HEAD_DIM alone: not on
+// the step's other tokens, on which physical blocks hold the positions, or on how many strands are walked at once.
 //
 // What a loop would ask for one by one is asked for eight at a time.
 //
@@ -14,8 +14,11 @@
 // Elements per head, at most 512.
 override HEAD_DIM: u32 = 64u;
 
+// Strands walked at once, 1 or 4: a workgroup has 64 lanes for each.
+override AT_ONCE: u32 = 1u;
+
 const TILE = 64u;
-const SETS = 4u;
+const STRANDS = 4u;
 const NONE = -3.0e38;
 const OWN = 0xffffffffu;
 
@@ -23,10 +26,10 @@ var<workgroup> query: array<vec4<f32>, 128>;
 var<workgroup> slots: array<u32, 256>;
 var<workgroup> scores: array<f32, 256>;
 var<workgroup> weights: array<f32, 256>;
-var<workgroup> set_best: array<f32, 4>;
-var<workgroup> set_totals: array<f32, 4>;
-// Pairs of the sets 1, 2 and 3, one after the other.
-var<workgroup> set_sums: array<vec2<f32>, 768>;
+var<workgroup> strand_bests: array<f32, 4>;
+var<workgroup> strand_totals: array<f32, 4>;
+// Element pairs of the strands, one after the other.
+var<workgroup> strand_sums: array<vec2<f32>, 1024>;
 
 // What the token sees, and where.
 struct View {
@@ -48,7 +51,7 @@ fn view_of(token: u32, head: u32, own: bool) -> View {
     return View(position, first, table, head / params.heads_per_kv_head * HEAD_DIM, own);
 }
 
-// Running softmax of one set; the four sums are the element pairs `lane`, `lane + 64`, ... .
+// Running softmax of one strand; the four sums are the element pairs `lane`, `lane + 64`, ... .
 struct Running {
     best: f32,
     total: f32,
@@ -109,7 +112,7 @@ fn four_weights(at: u32) -> vec4<f32> {
     return vec4<f32>(weights[at], weights[at + 1u], weights[at + 2u], weights[at + 3u]);
 }
 
-// Takes a tile's values; `from_at` is where the set's scores begin.
+// Takes a tile's values; `from_at` is where its scores begin.
 fn add_tile(view: View, tile: u32, from_at: u32, lane: u32, before: Running) -> Running {
     var after = before;
     let pairs = (HEAD_DIM + 1u) / 2u;
@@ -135,16 +138,16 @@ fn add_tile(view: View, tile: u32, from_at: u32, lane: u32, before: Running) -> 
     return after;
 }
 
-// Every tile of one set. Uniform control flow.
-fn walk(view: View, thread: u32) -> Running {
+// Every tile of one strand. Uniform control flow.
+fn walk_strand(view: View, strand: u32, thread: u32) -> Running {
     let lane = thread % TILE;
-    let own_set = thread / TILE;
+    let from_at = thread - lane;
     var running = Running(NONE, 0.0, vec2<f32>(), vec2<f32>(), vec2<f32>(), vec2<f32>());
-    for (var run = view.first / (SETS * TILE) * (SETS * TILE); run <= view.position; run += SETS * TILE) {
-        let tile = run + own_set * TILE;
+    for (var run = view.first / (STRANDS * TILE) * (STRANDS * TILE); run <= view.position; run += STRANDS * TILE) {
+        let tile = run + strand * TILE;
         let at = tile + lane;
         let visible = at >= view.first && at <= view.position;
-        // Whether the set has any visible position here.
+        // Whether the strand has any visible position here.
         let seen = tile <= view.position && tile + TILE > view.first;
         var own = NONE;
         if (seen) {
@@ -155,7 +158,7 @@ fn walk(view: View, thread: u32) -> Running {
         scores[thread] = own;
         workgroupBarrier();
         if (seen) {
-            let highest = max(running.best, highest_of_tile(own_set * TILE));
+            let highest = max(running.best, highest_of_tile(from_at));
             weights[thread] = select(0.0, exp(own - highest), visible);
             let shrink = exp(running.best - highest);
             running.best = highest;
@@ -167,7 +170,7 @@ fn walk(view: View, thread: u32) -> Running {
         }
         workgroupBarrier();
         if (seen) {
-            running = add_tile(view, tile, own_set * TILE, lane, running);
+            running = add_tile(view, tile, from_at, lane, running);
         }
         // The next tile overwrites `slots` and `weights`, which a slower lane may still read.
         workgroupBarrier();
@@ -175,49 +178,30 @@ fn walk(view: View, thread: u32) -> Running {
     return running;
 }
 
-// Shows the workgroup the sets 1, 2 and 3; the barrier behind it is the caller's.
-fn publish_set(running: Running, thread: u32) {
+// Walks all strands and shows them to the workgroup. Uniform control flow.
+fn walk(view: View, thread: u32) {
     let lane = thread % TILE;
-    let own_set = thread / TILE;
-    if (lane == 0u) {
-        set_best[own_set] = running.best;
-        set_totals[own_set] = running.total;
+    for (var first = 0u; first < STRANDS; first += AT_ONCE) {
+        let strand = first + thread / TILE;
+        let running = walk_strand(view, strand, thread);
+        if (lane == 0u) {
+            strand_bests[strand] = running.best;
+            strand_totals[strand] = running.total;
+        }
+        let at = strand * 256u + lane;
+        strand_sums[at] = running.sum0;
+        if (HEAD_DIM > 128u) {
+            strand_sums[at + 64u] = running.sum1;
+            strand_sums[at + 128u] = running.sum2;
+            strand_sums[at + 192u] = running.sum3;
+        }
     }
-    if (own_set > 0u) {
-        let at = (own_set - 1u) * 256u + lane;
-        set_sums[at] = running.sum0;
-        set_sums[at + 64u] = running.sum1;
-        set_sums[at + 128u] = running.sum2;
-        set_sums[at + 192u] = running.sum3;
-    }
-}
-
-// One element pair of all sets; `own` is set 0's, `factors` what each set's sum is to be multiplied by.
-fn joined(own: vec2<f32>, pair: u32, factors: vec4<f32>, total: f32) -> vec2<f32> {
-    var sum = own * factors.x;
-    sum = fma(set_sums[pair], vec2<f32>(factors.y), sum);
-    sum = fma(set_sums[pair + 256u], vec2<f32>(factors.z), sum);
-    sum = fma(set_sums[pair + 512u], vec2<f32>(factors.w), sum);
-    return sum / total;
-}
-
-fn store_pair(base: u32, pair: u32, value: vec2<f32>) {
-    if (pair * 2u < HEAD_DIM) {
-        out[base + pair * 2u] = value.x;
-    }
-    if (pair * 2u + 1u < HEAD_DIM) {
-        out[base + pair * 2u + 1u] = value.y;
-    }
-}
-
-// Joins the sets and writes the head, whose first element of `out` is `base`. The lanes of set 0 do, all call it.
-fn finish_head(running: Running, head: u32, base: u32, thread: u32) {
-    publish_set(running, thread);
     workgroupBarrier();
-    if (thread >= TILE) {
-        return;
-    }
-    let bests = vec4<f32>(set_best[0], set_best[1], set_best[2], set_best[3]);
+}
+
+// Joins the strands and writes the head, whose first element of `out` is `base`.
+fn finish_head(head: u32, base: u32, thread: u32) {
+    let bests = vec4<f32>(strand_bests[0], strand_bests[1], strand_bests[2], strand_bests[3]);
     var best = max(max(bests.x, bests.y), max(bests.z, bests.w));
     var total = 0.0;
     if (params.has_sinks != 0u) {
@@ -225,12 +209,19 @@ fn finish_head(running: Running, head: u32, base: u32, thread: u32) {
         total = exp(sinks[head] - best);
     }
     let factors = exp(bests - best);
-    total = fma(set_totals[0], factors.x, total);
-    total = fma(set_totals[1], factors.y, total);
-    total = fma(set_totals[2], factors.z, total);
-    total = fma(set_totals[3], factors.w, total);
-    store_pair(base, thread, joined(running.sum0, thread, factors, total));
-    store_pair(base, thread + 64u, joined(running.sum1, thread + 64u, factors, total));
-    store_pair(base, thread + 128u, joined(running.sum2, thread + 128u, factors, total));
-    store_pair(base, thread + 192u, joined(running.sum3, thread + 192u, factors, total));
+    total = fma(strand_totals[0], factors.x, total);
+    total = fma(strand_totals[1], factors.y, total);
+    total = fma(strand_totals[2], factors.z, total);
+    total = fma(strand_totals[3], factors.w, total);
+    for (var pair = thread; pair < (HEAD_DIM + 1u) / 2u; pair += AT_ONCE * TILE) {
+        var sum = strand_sums[pair] * factors.x;
+        sum = fma(strand_sums[pair + 256u], vec2<f32>(factors.y), sum);
+        sum = fma(strand_sums[pair + 512u], vec2<f32>(factors.z), sum);
+        sum = fma(strand_sums[pair + 768u], vec2<f32>(factors.w), sum);
+        let value = sum / total;
+        out[base + pair * 2u] = value.x;
+        if (pair * 2u + 1u < HEAD_DIM) {
+            out[base + pair * 2u + 1u] = value.y;
+        }
+    }
 }

@@ -1,5 +1,4 @@
-// dot: the inner products with several rows of x that `Linear` and `MoeLinear` share, so that both sum in the same order.
-// For a single row of x see dot_one, which gives the same bits.
+// dot: the inner products `Linear` and `MoeLinear` share, so that both sum in the same order.
 //
 // 32 lanes share four weight rows. Lane l decodes the units l, l + 32, ... of each (a unit is eight columns, see quant/)
 // and runs one chain of multiply-adds per weight row and row of x over them, ascending; then the 32 sums are added in lane
@@ -7,8 +6,8 @@
 //
 // Needs `read_unit` from quant/, `load_x` from rows_*, `params.units`.
 
-// Rows of x per workgroup: 4 or 8. A workgroup of 128 has 16 weight rows.
-override TOKENS: u32 = 4u;
+// Rows of x per workgroup: 1, 4 or 8. A workgroup of 128 has 16 weight rows.
+override TOKENS: u32 = 1u;
 
 const DOT_LANES = 32u;
 const DOT_THREADS = 128u;
@@ -18,7 +17,7 @@ const GROUP_ROWS = 16u;
 // One spare word per row keeps the summing lanes off each other's memory banks.
 const DOT_STRIDE = 33u;
 
-// [rows of x][sets of lanes][DOT_STRIDE]
+// [rows of x, or lane rows when there is one][sets of lanes][DOT_STRIDE]
 var<workgroup> partial_sums: array<f32, 1056>;
 
 // A lane's chains: one vector per row of x, one component per weight row.
@@ -64,9 +63,11 @@ fn dot_chains(rows: vec4<u32>, thread: u32, near: vec4<u32>, far: vec4<u32>) -> 
         let high = transpose(mat4x4<f32>(unit0.high, unit1.high, unit2.high, unit3.high));
         let columns = vec2<u32>(unit0.low_column, unit0.high_column);
         sums.a0 = chain4(low, high, columns, near.x, sums.a0);
-        sums.a1 = chain4(low, high, columns, near.y, sums.a1);
-        sums.a2 = chain4(low, high, columns, near.z, sums.a2);
-        sums.a3 = chain4(low, high, columns, near.w, sums.a3);
+        if (TOKENS > 1u) {
+            sums.a1 = chain4(low, high, columns, near.y, sums.a1);
+            sums.a2 = chain4(low, high, columns, near.z, sums.a2);
+            sums.a3 = chain4(low, high, columns, near.w, sums.a3);
+        }
         if (TOKENS > 4u) {
             sums.a4 = chain4(low, high, columns, far.x, sums.a4);
             sums.a5 = chain4(low, high, columns, far.y, sums.a5);
@@ -94,13 +95,23 @@ fn publish(sums: Chains, lane_row: u32, thread: u32) {
     }
 }
 
+// The same for all four weight rows at once, for the only row of x.
+fn publish_single(sums: Chains, thread: u32) {
+    let at = thread / DOT_LANES * DOT_STRIDE + thread % DOT_LANES;
+    let next = DOT_ROWS * DOT_STRIDE;
+    partial_sums[at] = sums.a0.x;
+    partial_sums[at + next] = sums.a0.y;
+    partial_sums[at + 2u * next] = sums.a0.z;
+    partial_sums[at + 3u * next] = sums.a0.w;
+}
+
 fn four_partial_sums(at: u32) -> vec4<f32> {
     return vec4<f32>(partial_sums[at], partial_sums[at + 1u], partial_sums[at + 2u], partial_sums[at + 3u]);
 }
 
-// The finished sum of row of x `row` and set of lanes `own_set`, in lane order.
-fn dot_sum(row: u32, own_set: u32) -> f32 {
-    let at = (row * DOT_ROWS + own_set) * DOT_STRIDE;
+// The finished sum of entry `major` (a row of x, or a lane row when there is one) and set of lanes `minor`, in lane order.
+fn dot_sum(major: u32, minor: u32) -> f32 {
+    let at = (major * DOT_ROWS + minor) * DOT_STRIDE;
     var sum = add_in_order(0.0, four_partial_sums(at));
     sum = add_in_order(sum, four_partial_sums(at + 4u));
     sum = add_in_order(sum, four_partial_sums(at + 8u));

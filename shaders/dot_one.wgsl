@@ -1,8 +1,8 @@
 // dot_one: inner products with one row of x, a weight row per 32 lanes; bits as dot gives.
 //
 // Lane l runs one chain of multiply-adds over the units l, l + 32, ... of its row, ascending; then the 32 sums are added in
-// lane order. With one row of x there is little to do and much to wait for: many lanes, each with four units on their
-// way before it needs the first.
+// lane order. A matrix of a few thousand rows is soon read by a GPU, and what counts is the wait for it: hence many lanes,
+// each with four units on their way before it needs the first.
 //
 // Needs `read_unit` from quant/, `prepare_input` and `load_input` from input_*, `params.units`.
 

@@ -2,7 +2,6 @@
 //
 // x [rows, cols] f32, weight [out, cols] in any format (one slice of its rows), bias [out] f32, y [rows, out] f32.
 // Grid: (ceil(slice rows / 16), ceil(rows / TOKENS)) workgroups of 128, see dot.
-// For several rows of x; a single one is linear_one's.
 // Composed as prelude + quant/<format> + weight_one + rows_{vec4,ragged} + dot + this.
 
 struct Params {
@@ -50,14 +49,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let near = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), last) * params.cols;
     let far = min(vec4<u32>(first) + vec4<u32>(4u, 5u, 6u, 7u), last) * params.cols;
     let sums = dot_chains(rows, thread, near, far);
-    for (var lane_row = 0u; lane_row < DOT_ROWS; lane_row++) {
+    if (TOKENS == 1u) {
+        publish_single(sums, thread);
         workgroupBarrier();
-        publish(sums, lane_row, thread);
-        workgroupBarrier();
-        let tile_row = thread / DOT_ROWS;
-        if (tile_row < TOKENS) {
-            let weight_row = first_row + lane_row * DOT_ROWS + thread % DOT_ROWS;
-            store(first + tile_row, weight_row, dot_sum(tile_row, thread % DOT_ROWS));
+        if (thread < GROUP_ROWS) {
+            store(first, first_row + thread, dot_sum(thread / DOT_ROWS, thread % DOT_ROWS));
+        }
+    } else {
+        for (var lane_row = 0u; lane_row < DOT_ROWS; lane_row++) {
+            workgroupBarrier();
+            publish(sums, lane_row, thread);
+            workgroupBarrier();
+            let tile_row = thread / DOT_ROWS;
+            if (tile_row < TOKENS) {
+                let weight_row = first_row + lane_row * DOT_ROWS + thread % DOT_ROWS;
+                store(first + tile_row, weight_row, dot_sum(tile_row, thread % DOT_ROWS));
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 // linear_one: linear for one row of x, with the residual that may follow: y[o] = residual[o] + (sum_i weight[o][i] * x[i] + bias[o])
 //
-// x [cols] f32, weight [out, cols] in any format (one slice of its rows), bias, residual, y [out] f32.
-// Grid: (ceil(slice rows / 8)) workgroups of 256, see dot_one.
+// x [cols] f32, weight [out, cols] in any format (whole), bias, residual, y [out] f32.
+// Grid: (ceil(out / 8)) workgroups of 256, see dot_one.
 // Composed as prelude + quant/<format> + weight_one + rows_{vec4,ragged} + input_{plain,normed} + dot_one + this.
 
 struct Params {
@@ -10,10 +10,8 @@ struct Params {
     cols: u32,
     // Units of eight columns per weight row.
     units: u32,
-    // Rows of the weight in this slice, and the first one's output feature.
-    slice_rows: u32,
-    slice_start: u32,
-    // Layout of the slice: words per row, start of the tail plane, its words per row.
+    out: u32,
+    // Words per row, start of the tail plane, its words per row.
     row_words: u32,
     tail_at: u32,
     tail_words: u32,
@@ -34,14 +32,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let first_row = group.x * ONE_SETS;
-    let row = min(first_row + thread / ONE_LANES, params.slice_rows - 1u);
+    let row = min(first_row + thread / ONE_LANES, params.out - 1u);
     let lane = thread % ONE_LANES;
     let first = read_four(row, lane);
     prepare_input(thread);
     publish_chain(0u, thread, lane_chain(first, row, lane, 0u));
     workgroupBarrier();
-    if (thread < ONE_SETS && first_row + thread < params.slice_rows) {
-        let feature = params.slice_start + first_row + thread;
+    if (thread < ONE_SETS && first_row + thread < params.out) {
+        let feature = first_row + thread;
         var sum = finished(0u, thread);
         if (params.has_bias != 0u) {
             sum += bias[feature];

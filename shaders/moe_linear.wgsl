@@ -2,9 +2,10 @@
 //
 // x [T, cols] (shared by the chosen experts) or [T, top_k * cols], experts [T, top_k] u32, weight [experts, out, cols]
 // in any format (one slice of its experts * out rows), bias [experts, out] f32, y [T, top_k * out] f32.
-// A (token, k) is called a pair below. Each expert looks for its pairs and reads its rows once per eight of them; for
-// few tokens see moe_linear_one, which has the same arithmetic, bit for bit.
-// Grid: (ceil(out / 16), experts) workgroups of 128, TOKENS = 8.
+// A (token, k) is called a pair below. Two entries with the same arithmetic, bit for bit:
+//   main     grid (ceil(out / 16), pairs), TOKENS = 1: each pair reads its expert's rows; for few tokens.
+//   grouped  grid (ceil(out / 16), experts), TOKENS = 8: each expert looks for its pairs and reads its
+//            rows once per eight of them.
 // Composed as prelude + quant/<format> + weight_one + rows_{vec4,ragged} + dot + this.
 
 struct Params {
@@ -30,9 +31,10 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> experts: array<u32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 
-// Pairs looked at in one go.
+// Pairs looked at in one go by `grouped`.
 const CHUNK = 1024u;
 
+var<workgroup> shared_expert: u32;
 var<workgroup> found: array<u32, 1024>;
 var<workgroup> found_count: atomic<u32>;
 var<workgroup> shared_count: u32;
@@ -68,6 +70,29 @@ fn store(pair: u32, expert: u32, row: u32, value: f32) {
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let pair = group.y;
+    if (pair >= inputs[TOKEN_COUNT] * params.top_k) {
+        return;
+    }
+    if (thread == 0u) {
+        shared_expert = experts[pair];
+    }
+    let expert = workgroupUniformLoad(&shared_expert);
+    let first_row = group.x * GROUP_ROWS;
+    if (!in_slice(expert, first_row)) {
+        return;
+    }
+    let base = vec4<u32>(x_base(pair));
+    let sums = dot_chains(slice_rows_of(expert, first_row, thread), thread, base, base);
+    publish_single(sums, thread);
+    workgroupBarrier();
+    if (thread < GROUP_ROWS) {
+        store(pair, expert, first_row + thread, dot_sum(thread / DOT_ROWS, thread % DOT_ROWS));
+    }
+}
+
+@compute @workgroup_size(128)
+fn grouped(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let expert = group.y;
     let first_row = group.x * GROUP_ROWS;
     if (!in_slice(expert, first_row)) {

@@ -119,11 +119,12 @@ fn broken_shader_is_named_by_the_first_label_it_writes() {
     }
     let folder = tempfile::tempdir().unwrap();
     let test = tiny("gpt-oss", &folder);
-    let source = std::fs::read_to_string(models::root().join("shaders/swiglu.wgsl")).unwrap();
+    let source = std::fs::read_to_string(models::root().join("shaders/activation.wgsl")).unwrap();
     // The clamp of the linear half loses its lower side, and its shift by one.
     let broken = source.replace("+ 1.0", "+ 1.25");
     assert_ne!(source, broken, "the shader has another shape than this test breaks");
-    let options = WgpuOptions { shader_overrides: vec![("swiglu".into(), broken)], ..WgpuOptions::default() };
+    let options =
+        WgpuOptions { shader_overrides: vec![("activation".into(), broken)], ..WgpuOptions::default() };
     let backend = WgpuBackend::open(&AdapterChoice::Preferred, &options).unwrap();
     let differences = compare(&test, Box::new(backend));
     let first = differences.iter().find(|difference| !difference.agrees).expect("a broken shader shows");

@@ -13,9 +13,9 @@ use worker_orcd_core::{DType, KvLayer, Node, Op, Program, ValueId, WeightId, Wei
 
 use crate::lower::{MAX_HEAD_DIM, ONE_ROWS_PER_WORKGROUP, WIDE_HEAD, is_wide};
 
-/// Most rows of a product that finds the norm in front of it for itself: every workgroup does, and beyond some number of
-/// them a dispatch for the norm costs less.
-const MAX_NORMED_ROWS: usize = 32 << 10;
+/// Most rows of a product in the shape for one row of x, which waits little for the weight but reads x more often, and whose
+/// every workgroup finds the norm in front of it for itself. A vocabulary is beyond it.
+const MAX_ROWS: usize = 32 << 10;
 /// Products of one dispatch.
 const MAX_LINEARS: usize = 3;
 
@@ -81,6 +81,7 @@ pub(crate) fn fuse<'w>(program: &Program, whole: &dyn Fn(WeightId) -> Option<&'w
     fusing.residuals();
     fusing.attentions();
     fusing.groups();
+    fusing.singles();
     fusing.norms();
     fusing.finish()
 }
@@ -138,10 +139,13 @@ impl<'p, 'w> Fusing<'p, 'w> {
         self.works.push(work);
     }
 
-    /// The matrix of a product that reads x in one row.
+    /// x and the matrix of a product that is not too large.
     fn linear(&self, index: usize) -> Option<(ValueId, &'w WeightSpec)> {
         match self.node(index).op {
-            Op::Linear { x, weight, .. } => (self.whole)(weight).map(|spec| (x, spec)),
+            Op::Linear { x, weight, .. } => {
+                let spec = (self.whole)(weight).filter(|spec| spec.rows <= MAX_ROWS);
+                spec.map(|spec| (x, spec))
+            }
             _ => None,
         }
     }
@@ -256,6 +260,15 @@ impl<'p, 'w> Fusing<'p, 'w> {
         }
     }
 
+    /// Gives what is left of the products of one row the shape for those; the largest fill a GPU as they are.
+    fn singles(&mut self) {
+        for index in 0..self.count() {
+            if self.linear(index).is_some() && !self.taken[index] {
+                self.take(Work::Linears { norm: None, linears: vec![index], residual: None });
+            }
+        }
+    }
+
     /// Moves a norm in front of the products that read it, when nobody else does.
     fn norms(&mut self) {
         for norm in 0..self.count() {
@@ -274,23 +287,14 @@ impl<'p, 'w> Fusing<'p, 'w> {
     }
 
     fn takes_norm(&self, reader: usize) -> bool {
-        let small = |rows: usize| rows <= MAX_NORMED_ROWS;
-        if self.taken[reader] {
-            let has = |work: &&Work| match work {
-                Work::Gated { gate, up, .. } => [gate, up].contains(&&reader),
-                Work::Linears { linears, .. } => linears.contains(&reader),
-                _ => false,
-            };
-            let work = self.works.iter().find(has);
-            return work.is_some() && self.product(reader).is_some_and(|(_, _, spec)| small(spec.rows));
-        }
-        self.linear(reader).is_some_and(|(_, spec)| small(spec.rows))
+        self.works.iter().any(|work| match work {
+            Work::Gated { gate, up, .. } => [gate, up].contains(&&reader),
+            Work::Linears { linears, .. } => linears.contains(&reader),
+            _ => false,
+        })
     }
 
     fn put_in_front(&mut self, front: usize, reader: usize) {
-        if !self.taken[reader] {
-            return self.take(Work::Linears { norm: Some(front), linears: vec![reader], residual: None });
-        }
         for work in &mut self.works {
             match work {
                 Work::Gated { norm, gate, up, .. } if [*gate, *up].contains(&reader) => *norm = Some(front),

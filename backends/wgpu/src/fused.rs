@@ -1,30 +1,16 @@
-//! Dispatches of fused work, and of a product of one row, with or without what may be fused to it.
+//! Dispatches of fused work.
 
 use worker_orcd_core::{BackendError, Node, Op, RopeStyle, SwiGluKind, ValueId, WeightId};
 
 use crate::fuse::Work;
 use crate::lower::{
-    Binding, Dispatch, Lowered, Lowering, ONE_ROWS_PER_WORKGROUP, formed, missing, one_row_kernel,
-    slice_params, whole,
+    Binding, Dispatch, Lowered, Lowering, ONE_ROWS_PER_WORKGROUP, formed, missing, one_row_kernel, whole,
 };
 use crate::shader::{Form, Kernel};
 use crate::weights::{Slice, Weight};
 
 /// First workgroup of a matrix that is not there.
 const NO_MATRIX: u32 = u32::MAX;
-
-/// A product of one row of x.
-pub(crate) struct OneRow {
-    /// What it reads: the norm's input, if there is a norm.
-    pub(crate) x: ValueId,
-    pub(crate) weight: WeightId,
-    pub(crate) bias: Option<WeightId>,
-    /// Added to the result.
-    pub(crate) residual: Option<ValueId>,
-    /// Weight and epsilon of the norm in front.
-    pub(crate) norm: Option<(WeightId, f32)>,
-    pub(crate) out: ValueId,
-}
 
 /// A norm in front of products: its input, weight and epsilon.
 #[derive(Clone, Copy)]
@@ -57,7 +43,7 @@ impl<'a> Lowering<'a> {
         match work {
             Work::Node(index) => self.lower(self.node(*index)),
             Work::Linears { norm, linears, residual } => match linears[..] {
-                [linear] => self.linear_fused(*norm, linear, *residual),
+                [linear] => self.linear_one(*norm, linear, *residual),
                 _ => self.linear_group(*norm, linears),
             },
             Work::Gated { norm, gate, up, act } => self.gated(*norm, [*gate, *up], *act),
@@ -84,50 +70,48 @@ impl<'a> Lowering<'a> {
         self.optional(node, norm.map(|(weight, _)| weight), other)
     }
 
-    /// `linear` of one row of x, one dispatch per slice.
-    pub(crate) fn linear_one(&self, node: &Node, product: &OneRow) -> Lowered<'a> {
-        let &OneRow { x, bias, residual, norm, out, .. } = product;
-        let weight = self.weight(node, product.weight)?;
-        let cols = weight.spec.cols;
-        let mut dispatches = vec![];
-        for slice in &weight.slices {
-            let mut params = vec![self.rows_at(x), cols as u32];
-            params.extend(slice_params(weight, slice));
-            params.extend([
-                u32::from(bias.is_some()),
-                u32::from(residual.is_some()),
-                norm.map_or(0, |(_, eps)| eps.to_bits()),
-            ]);
-            dispatches.push(Dispatch {
-                kernel: one_row_kernel("linear_one", weight, norm.is_some()),
-                params,
-                bindings: vec![
-                    self.value(x),
-                    self.norm_binding(node, norm, &slice.buffer)?,
-                    whole(&slice.buffer, false),
-                    self.optional(node, bias, &slice.buffer)?,
-                    self.value(out),
-                    self.value(residual.unwrap_or(out)),
-                ],
-                workgroups: [slice.rows.div_ceil(ONE_ROWS_PER_WORKGROUP), 1, 1],
-            });
-        }
-        Ok(dispatches)
-    }
-
-    fn linear_fused(&self, norm: Option<usize>, linear: usize, residual: Option<usize>) -> Lowered<'a> {
+    fn linear_one(&self, norm: Option<usize>, linear: usize, residual: Option<usize>) -> Lowered<'a> {
         let node = self.node(linear);
         let Op::Linear { x, weight, bias } = node.op else { return Err(missing(node, "product")) };
-        let Front { x, norm } = self.front(x, norm);
-        let own = output(node)?;
-        let (residual, out) = match residual.map(|index| self.node(index)) {
-            Some(add) => match add.op {
-                Op::Add { a, b } => (Some(if a == own { b } else { a }), output(add)?),
-                _ => return Err(missing(add, "sum")),
-            },
-            None => (None, own),
-        };
-        self.linear_one(node, &OneRow { x, weight, bias, residual, norm, out })
+        let front = self.front(x, norm);
+        let (residual, out) = self.sum_with(output(node)?, residual)?;
+        let weight = self.weight(node, weight)?;
+        let slice = only_slice(node, weight)?;
+        let params = vec![
+            self.rows_at(front.x),
+            weight.spec.cols as u32,
+            weight.units() as u32,
+            weight.spec.rows as u32,
+            weight.layout.row_words as u32,
+            slice.tail_at as u32,
+            weight.layout.tail_words as u32,
+            u32::from(bias.is_some()),
+            u32::from(residual.is_some()),
+            front.eps(),
+        ];
+        let bindings = vec![
+            self.value(front.x),
+            self.norm_binding(node, front.norm, &slice.buffer)?,
+            whole(&slice.buffer, false),
+            self.optional(node, bias, &slice.buffer)?,
+            self.value(out),
+            self.value(residual.unwrap_or(out)),
+        ];
+        Ok(vec![Dispatch {
+            kernel: one_row_kernel("linear_one", weight, front.norm.is_some()),
+            params,
+            bindings,
+            workgroups: [weight.spec.rows.div_ceil(ONE_ROWS_PER_WORKGROUP), 1, 1],
+        }])
+    }
+
+    /// What is added to `own` by the node `add`, if there is one, and where the result goes.
+    fn sum_with(&self, own: ValueId, add: Option<usize>) -> Result<(Option<ValueId>, ValueId), BackendError> {
+        let Some(add) = add.map(|index| self.node(index)) else { return Ok((None, own)) };
+        match add.op {
+            Op::Add { a, b } => Ok((Some(if a == own { b } else { a }), output(add)?)),
+            _ => Err(missing(add, "sum")),
+        }
     }
 
     fn linear_group(&self, norm: Option<usize>, linears: &[usize]) -> Lowered<'a> {
@@ -239,14 +223,7 @@ impl<'a> Lowering<'a> {
         };
         let weight = self.weight(node, *weight)?;
         let slice = only_slice(node, weight)?;
-        let own = output(sum)?;
-        let (residual, out) = match residual.map(|index| self.node(index)) {
-            Some(add) => match add.op {
-                Op::Add { a, b } => (Some(if a == own { b } else { a }), output(add)?),
-                _ => return Err(missing(add, "sum")),
-            },
-            None => (None, own),
-        };
+        let (residual, out) = self.sum_with(output(sum)?, residual)?;
         let top_k = self.width(weights);
         let params = vec![
             weight.spec.cols as u32,
@@ -305,7 +282,7 @@ impl<'a> Lowering<'a> {
         let other = self.unread(node)?;
         let kernel = formed("attention_one", Form::default());
         Ok(vec![Dispatch {
-            kernel: Kernel { constants: vec![("HEAD_DIM", head_dim as u32)], ..kernel },
+            kernel: Kernel { constants: vec![("HEAD_DIM", head_dim as u32), ("AT_ONCE", 4)], ..kernel },
             params,
             bindings: vec![
                 self.value(q),

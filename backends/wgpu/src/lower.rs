@@ -11,7 +11,7 @@ use worker_orcd_core::{
 
 use crate::NAME;
 use crate::cache::{Cache, Pools, slot_words};
-use crate::fused::{OneRow, swiglu_params};
+use crate::fused::swiglu_params;
 use crate::inputs::{InputsLayout, ROW_COUNT, TOKEN_COUNT};
 use crate::shader::{Form, Kernel, parts};
 use crate::weights::{Slice, Weight};
@@ -77,7 +77,7 @@ fn kernel(stem: &'static str) -> Kernel {
 }
 
 pub(crate) fn formed(stem: &'static str, form: Form) -> Kernel {
-    Kernel { parts: parts(stem, form), constants: vec![] }
+    Kernel { parts: parts(stem, form), entry: "main", constants: vec![] }
 }
 
 pub(crate) fn whole(buffer: &wgpu::Buffer, writable: bool) -> Binding<'_> {
@@ -90,7 +90,11 @@ pub(crate) fn missing(node: &Node, what: &str) -> BackendError {
 
 /// Rows of x a matrix workgroup takes at once: more reuse the decoded weight, fewer waste nothing on padding.
 const fn token_tile(rows: usize) -> usize {
-    if rows <= 4 { 4 } else { 8 }
+    match rows {
+        0 | 1 => 1,
+        2..=4 => 4,
+        _ => 8,
+    }
 }
 
 /// Bytes `Sample` needs beside its logits, for `logits_bytes` of them in `rows` rows: their copy, and at what offset the
@@ -231,13 +235,9 @@ impl<'a> Lowering<'a> {
         bias: Option<WeightId>,
         out: ValueId,
     ) -> Lowered<'a> {
-        if self.max_rows(x) == 1 {
-            let product = OneRow { x, weight, bias, residual: None, norm: None, out };
-            return self.linear_one(node, &product);
-        }
         let weight = self.weight(node, weight)?;
         let tile = token_tile(self.max_rows(x));
-        let kernel = matrix_kernel("linear", weight.spec.dtype, self.width(x), tile);
+        let kernel = matrix_kernel("linear", weight.spec.dtype, self.width(x), "main", tile);
         let mut dispatches = vec![];
         for slice in &weight.slices {
             let mut params = vec![self.rows_at(x), weight.spec.cols as u32];
@@ -272,34 +272,28 @@ impl<'a> Lowering<'a> {
         let pairs = self.max_rows(x) * top_k;
         // Few pairs: each reads its expert's rows. Many: each expert gathers its pairs and reads its rows once.
         let grouped = pairs > weight.spec.experts;
+        let (entry, tile, height) =
+            if grouped { ("grouped", 8, weight.spec.experts) } else { ("main", 1, pairs) };
         // Either way a row of x starts at a multiple of `cols`.
-        let (kernel, grid) = if grouped {
-            let kernel = matrix_kernel("moe_linear", weight.spec.dtype, cols, 8);
-            (kernel, [rows.div_ceil(ROWS_PER_WORKGROUP), weight.spec.experts, 1])
-        } else {
-            (
-                one_row_kernel("moe_linear_one", weight, false),
-                [rows.div_ceil(ONE_ROWS_PER_WORKGROUP), pairs, 1],
-            )
-        };
+        let kernel = matrix_kernel("moe_linear", weight.spec.dtype, cols, entry, tile);
         let row_per_pair = self.width(x) != cols;
         let mut dispatches = vec![];
         for slice in &weight.slices {
             let mut params = vec![cols as u32];
             params.extend(slice_params(weight, slice));
             params.extend([rows as u32, top_k as u32, u32::from(row_per_pair), u32::from(bias.is_some())]);
-            let mut bindings = vec![self.value(x)];
-            if !grouped {
-                // Where a norm would be.
-                bindings.push(whole(&slice.buffer, false));
-            }
-            bindings.extend([
-                whole(&slice.buffer, false),
-                self.optional(node, bias, &slice.buffer)?,
-                self.value(experts),
-                self.value(out),
-            ]);
-            dispatches.push(Dispatch { kernel: kernel.clone(), params, bindings, workgroups: grid });
+            dispatches.push(Dispatch {
+                kernel: kernel.clone(),
+                params,
+                bindings: vec![
+                    self.value(x),
+                    whole(&slice.buffer, false),
+                    self.optional(node, bias, &slice.buffer)?,
+                    self.value(experts),
+                    self.value(out),
+                ],
+                workgroups: [rows.div_ceil(ROWS_PER_WORKGROUP), height, 1],
+            });
         }
         Ok(dispatches)
     }
@@ -359,8 +353,11 @@ impl<'a> Lowering<'a> {
         }
         let (_, _, pools) = self.layer(node, layer)?;
         let form = Form { wide: head_dim.is_multiple_of(WIDE_HEAD), ..Form::default() };
+        // Many tokens keep a GPU busy one strand at a time.
+        let at_once = if self.max_rows(q) == 1 { 4 } else { 1 };
+        let constants = vec![("HEAD_DIM", head_dim as u32), ("AT_ONCE", at_once)];
         Ok(vec![Dispatch {
-            kernel: Kernel { constants: vec![("HEAD_DIM", head_dim as u32)], ..formed("attention", form) },
+            kernel: Kernel { constants, ..formed("attention", form) },
             params: self.attention_params(node)?,
             bindings: vec![
                 self.value(q),
@@ -463,7 +460,7 @@ impl<'a> Lowering<'a> {
 }
 
 /// Units per row, rows and start of a slice, and its planes: the middle of the matrix shaders' `Params`.
-pub(crate) fn slice_params(weight: &Weight, slice: &Slice) -> [u32; 6] {
+fn slice_params(weight: &Weight, slice: &Slice) -> [u32; 6] {
     [
         weight.units() as u32,
         slice.rows as u32,
@@ -486,7 +483,13 @@ pub(crate) fn one_row_kernel(stem: &'static str, weight: &Weight, normed: bool) 
     Kernel { constants: vec![("AHEAD", ahead as u32)], ..formed(stem, form) }
 }
 
-fn matrix_kernel(stem: &'static str, dtype: DType, x_width: usize, tile: usize) -> Kernel {
+fn matrix_kernel(
+    stem: &'static str,
+    dtype: DType,
+    x_width: usize,
+    entry: &'static str,
+    tile: usize,
+) -> Kernel {
     let form = Form { weight: Some(dtype), wide: is_wide(x_width), normed: false };
-    Kernel { constants: vec![("TOKENS", tile as u32)], ..formed(stem, form) }
+    Kernel { entry, constants: vec![("TOKENS", tile as u32)], ..formed(stem, form) }
 }

@@ -17,7 +17,7 @@ macro_rules! part {
 }
 
 /// Every part: name (path under `shaders/` without the suffix) and source text.
-pub const PARTS: [(&str, &str); 55] = [
+pub const PARTS: [(&str, &str); 54] = [
     part!("prelude"),
     part!("dot"),
     part!("dot_one"),
@@ -67,7 +67,6 @@ pub const PARTS: [(&str, &str); 55] = [
     part!("gelu"),
     part!("router"),
     part!("moe_linear"),
-    part!("moe_linear_one"),
     part!("experts_sum_one"),
     part!("moe_combine"),
     part!("gather_rows"),
@@ -75,17 +74,10 @@ pub const PARTS: [(&str, &str); 55] = [
     part!("sample"),
 ];
 
-/// Shaders that are no operation by themselves: an operation's form for few rows, its first pass, or several operations
-/// in one dispatch.
-pub const COMPOSITES: [&str; 7] = [
-    "linear_one",
-    "linear_group",
-    "gated_one",
-    "moe_linear_one",
-    "experts_sum_one",
-    "attention_one",
-    "sample_scan",
-];
+/// Shaders that are no operation by themselves: its form for one row, its first pass, or several operations in one
+/// dispatch.
+pub const COMPOSITES: [&str; 6] =
+    ["linear_one", "linear_group", "gated_one", "experts_sum_one", "attention_one", "sample_scan"];
 
 /// The part that decodes a storage format.
 pub const fn reader(dtype: DType) -> &'static str {
@@ -130,7 +122,7 @@ pub fn parts(stem: &'static str, form: Form) -> Vec<&'static str> {
         "embed" | "position_embed" => &["weight_one"],
         "linear" | "moe_linear" => &["weight_one", rows, "dot"],
         "linear_one" => &["weight_one", rows, input, "dot_one"],
-        "moe_linear_one" | "experts_sum_one" => &["weight_one", rows, "input_plain", "dot_one"],
+        "experts_sum_one" => &["weight_one", rows, "input_plain", "dot_one"],
         "linear_group" => &["weight_three", rows, input, "dot_one"],
         "gated_one" => &["weight_three", rows, input, "dot_one", "activation"],
         "swiglu" => &["activation"],
@@ -163,13 +155,14 @@ pub fn compose(parts: &[&str], overrides: &[(String, String)]) -> String {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Kernel {
     pub(crate) parts: Vec<&'static str>,
+    pub(crate) entry: &'static str,
     /// Values of `override` constants.
     pub(crate) constants: Vec<(&'static str, u32)>,
 }
 
 impl Kernel {
     fn key(&self, bindings: &[bool]) -> String {
-        format!("{:?} {:?} {bindings:?}", self.parts, self.constants)
+        format!("{:?} {} {:?} {bindings:?}", self.parts, self.entry, self.constants)
     }
 
     fn label(&self) -> &'static str {
@@ -263,7 +256,7 @@ fn build(
         label: Some(label),
         layout: Some(&pipeline_layout),
         module,
-        entry_point: Some("main"),
+        entry_point: Some(kernel.entry),
         compilation_options: wgpu::PipelineCompilationOptions {
             constants: &constants,
             // Every shader writes its workgroup memory before it reads it.

@@ -12,8 +12,8 @@ use crate::gpu::{Gpu, Purpose};
 
 /// Columns one shader lane decodes at a time.
 pub(crate) const UNIT_COLUMNS: usize = 8;
-/// Rows per slice a grid can cover: 65535 workgroups of eight rows.
-const MAX_SLICE_ROWS: usize = 65_535 * 8;
+/// Rows per slice a grid can cover: 65535 workgroups of sixteen rows.
+const MAX_SLICE_ROWS: usize = 65_535 * 16;
 /// Repacked bytes gathered on the host before they are handed to the device.
 const PENDING_BYTES: usize = 4 << 20;
 /// Bytes handed to the device before they are waited for, which bounds staging memory.

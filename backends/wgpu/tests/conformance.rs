@@ -60,10 +60,11 @@ fn matrices_agree_in_slices() {
 }
 
 #[test]
-fn fused_attention_agrees() {
+fn single_tokens_agree_when_fused() {
     let mut cases = chosen();
     cases.retain(|case| {
-        case.name.starts_with("attention") && case.steps.iter().any(|step| step.program.shape().tokens == 1)
+        ["attention", "linear"].iter().any(|stem| case.name.starts_with(stem))
+            && case.steps.iter().any(|step| step.program.shape().tokens == 1)
     });
     run(&cases, &WgpuOptions { fused: Some(true), ..WgpuOptions::default() });
 }

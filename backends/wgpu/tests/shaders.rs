@@ -14,15 +14,24 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use worker_orcd_core::{DType, Op};
 use worker_orcd_wgpu::shader::{COMPOSITES, Form, PARTS, compose, parts};
 
-/// Override constants a composed shader is used with.
-type Variant = &'static [(&'static str, f64)];
+/// Entry point and override constants a composed shader is used with.
+type Variant = (&'static str, &'static [(&'static str, f64)]);
 
 fn variants(stem: &str) -> &'static [Variant] {
     match stem {
-        "linear" => &[&[("TOKENS", 4.0)], &[("TOKENS", 8.0)]],
-        "moe_linear" => &[&[("TOKENS", 8.0)]],
-        "attention" | "attention_one" => &[&[("HEAD_DIM", 64.0)], &[("HEAD_DIM", 512.0)]],
-        _ => &[&[]],
+        "linear" => {
+            &[("main", &[("TOKENS", 1.0)]), ("main", &[("TOKENS", 4.0)]), ("main", &[("TOKENS", 8.0)])]
+        }
+        "moe_linear" => &[("main", &[("TOKENS", 1.0)]), ("grouped", &[("TOKENS", 8.0)])],
+        "attention" => &[
+            ("main", &[("HEAD_DIM", 64.0), ("AT_ONCE", 1.0)]),
+            ("main", &[("HEAD_DIM", 511.0), ("AT_ONCE", 4.0)]),
+        ],
+        "attention_one" => &[("main", &[("HEAD_DIM", 512.0), ("AT_ONCE", 4.0)])],
+        "linear_one" | "linear_group" | "gated_one" | "experts_sum_one" => {
+            &[("main", &[("AHEAD", 1.0)]), ("main", &[("AHEAD", 4.0)])]
+        }
+        _ => &[("main", &[])],
     }
 }
 
@@ -36,7 +45,7 @@ fn compositions(stem: &'static str) -> Vec<Vec<&'static str>> {
     let wide = Form { wide: true, ..plain };
     let normed = Form { normed: true, ..wide };
     let forms: &[Form] = match stem {
-        "linear" | "moe_linear" | "moe_linear_one" | "experts_sum_one" | "attention" => &[plain, wide],
+        "linear" | "moe_linear" | "experts_sum_one" | "attention" => &[plain, wide],
         "linear_one" | "linear_group" | "gated_one" => &[plain, wide, normed],
         _ => &[plain],
     };
@@ -59,15 +68,20 @@ fn every_shader_is_valid_and_translates() {
             let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
                 .validate(&module)
                 .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(&source)));
-            for constants in variants(stem) {
-                translate(&name, &module, &info, constants);
+            for (entry, constants) in variants(stem) {
+                translate(&name, &module, &info, entry, constants);
             }
         }
     }
 }
 
-fn translate(name: &str, module: &naga::Module, info: &naga::valid::ModuleInfo, constants: &[(&str, f64)]) {
-    let entry = "main";
+fn translate(
+    name: &str,
+    module: &naga::Module,
+    info: &naga::valid::ModuleInfo,
+    entry: &str,
+    constants: &[(&str, f64)],
+) {
     let point = (naga::ShaderStage::Compute, entry.to_owned());
     let constants: PipelineConstants = constants
         .iter()
