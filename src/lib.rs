@@ -8,7 +8,7 @@
 //! sampling parameters) is data in an input buffer ([`worker_orcd_core::StepInputs`]); launches never vary.
 //!
 //! * CUDA fuses neighbours and captures a CUDA graph, privately.
-//! * wgpu stays simple: one operation, one WGSL file, one dispatch.
+//! * wgpu stays simple: one operation, one WGSL file, one dispatch; only a step of one token joins neighbours on a GPU.
 //! * The reference interpreter runs the same list on the CPU. It is the meaning of every operation.
 //! * Two backends are compared by running one program on both with every value *tapped* and naming the first label
 //!   where they part (`compare`).

@@ -311,3 +311,160 @@ impl<'p, 'w> Fusing<'p, 'w> {
         works
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use worker_orcd_core::{BackendError, ProgramBuilder, RopeStyle, StepShape, SwiGluKind};
+
+    use super::*;
+
+    const HIDDEN: usize = 64;
+    const HEADS: usize = 4;
+    const FFN: usize = 96;
+
+    fn specs(value_format: DType) -> Vec<WeightSpec> {
+        let matrix = |label: &str, dtype, rows| WeightSpec::matrix(label, dtype, rows, HIDDEN);
+        vec![
+            matrix("embed", DType::Q8_0, 300),
+            WeightSpec::vector("norm", 1, HIDDEN),
+            matrix("q", DType::Q4_0, HIDDEN),
+            matrix("k", DType::Q4_0, HIDDEN),
+            matrix("v", value_format, HIDDEN),
+            WeightSpec::vector("rope", 64, HIDDEN / HEADS),
+            matrix("o", DType::Q8_0, HIDDEN),
+            matrix("router", DType::F32, 6),
+            WeightSpec::experts("gate", DType::MXFP4, 6, FFN, HIDDEN),
+            WeightSpec::experts("up", DType::MXFP4, 6, FFN, HIDDEN),
+            WeightSpec::experts("down", DType::MXFP4, 6, HIDDEN, FFN),
+        ]
+    }
+
+    /// A layer of attention and experts, then logits; `output` names a value to declare an output besides.
+    fn layer(specs: &[WeightSpec], tokens: usize, output: &str) -> Result<Program, BackendError> {
+        let shape = StepShape { tokens, rows: 1, sequences: 1 };
+        let mut b = ProgramBuilder::new("layer", shape, specs);
+        let id = WeightId;
+        let x = b.embed("embed", id(0))?;
+        let first_normed = b.rms_norm("norm", x, id(1), 1e-5)?;
+        let unturned = b.linear("q", first_normed, id(2), None)?;
+        let k = b.linear("k", first_normed, id(3), None)?;
+        let v = b.linear("v", first_normed, id(4), None)?;
+        let heads = (HEADS, HIDDEN / HEADS);
+        let q = b.rope("q.rope", unturned, id(5), heads, RopeStyle::HalfSplit)?;
+        let k = b.rope("k.rope", k, id(5), heads, RopeStyle::HalfSplit)?;
+        let layer = KvLayer { group: 0, index: 0 };
+        b.kv_write("write", k, v, layer)?;
+        let (num_kv_heads, head_dim, scale, window, sinks) = (HEADS, HIDDEN / HEADS, 0.25, None, None);
+        let op = Op::Attention { q, layer, heads: HEADS, num_kv_heads, head_dim, scale, window, sinks };
+        let mixed = b.attention("mix", op)?;
+        let o = b.linear("o", mixed, id(6), None)?;
+        let x = b.add("residual", x, o)?;
+        let normed = b.rms_norm("ffn.norm", x, id(1), 1e-5)?;
+        let logits = b.linear("router", normed, id(7), None)?;
+        let (experts, weights) = b.router("route", logits, 2)?;
+        let gate = b.moe_linear("gate", normed, experts, id(8), None)?;
+        let up = b.moe_linear("up", normed, experts, id(9), None)?;
+        let act = b.swiglu("act", gate, up, SwiGluKind::Silu)?;
+        let down = b.moe_linear("down", act, experts, id(10), None)?;
+        let combined = b.moe_combine("combine", down, weights)?;
+        let x = b.add("ffn.residual", x, combined)?;
+        let logits = b.linear("lm_head", x, id(0), None)?;
+        b.output(logits);
+        let named = [
+            ("norm", first_normed),
+            ("q", unturned),
+            ("q.rope", q),
+            ("o", o),
+            ("gate", gate),
+            ("combine", combined),
+        ];
+        for (_, value) in named.into_iter().filter(|(label, _)| *label == output) {
+            b.output(value);
+        }
+        Ok(b.finish())
+    }
+
+    fn labels(program: &Program, works: &[Work]) -> Vec<String> {
+        let label = |work: &Work| {
+            let nodes = work.nodes().into_iter().map(|index| program.nodes()[index].label.as_str());
+            nodes.collect::<Vec<_>>().join("+")
+        };
+        works.iter().map(label).collect()
+    }
+
+    /// The fused program, checked: every node is done, and nothing is read before it is written.
+    fn fused(specs: &[WeightSpec], tokens: usize, output: &str, split: Option<u32>) -> Vec<String> {
+        let program = layer(specs, tokens, output).unwrap();
+        let whole = |id: WeightId| specs.get(id.0 as usize).filter(|_| split != Some(id.0));
+        let works = fuse(&program, &whole);
+        let mut done: Vec<usize> = vec![];
+        for work in &works {
+            let mut nodes = work.nodes();
+            let written = |id: &ValueId| {
+                let mut before = done.iter().chain(&nodes).map(|&index| &program.nodes()[index]);
+                before.any(|node| node.outputs.contains(id))
+            };
+            for read in nodes.iter().flat_map(|&index| program.nodes()[index].op.reads()) {
+                assert!(written(&read), "{work:?} reads {read:?} too early");
+            }
+            done.append(&mut nodes);
+        }
+        done.sort_unstable();
+        done.dedup();
+        assert_eq!(done.len(), program.nodes().len(), "{works:?}");
+        labels(&program, &works)
+    }
+
+    #[test]
+    fn a_layer_of_one_token_is_seven_works() {
+        let expected = [
+            "embed",
+            "norm+q+k+v",
+            "q.rope+k.rope+write+mix",
+            "o+residual",
+            "ffn.norm+router",
+            "route",
+            "ffn.norm+gate+up+act",
+            "down+combine+ffn.residual",
+            "lm_head",
+        ];
+        assert_eq!(fused(&specs(DType::Q4_0), 1, "", None), expected);
+    }
+
+    #[test]
+    fn several_tokens_are_not_fused() {
+        assert!(fused(&specs(DType::Q4_0), 2, "", None).iter().all(|label| !label.contains('+')));
+    }
+
+    #[test]
+    fn what_someone_else_sees_is_written() {
+        let works = |output| fused(&specs(DType::Q4_0), 1, output, None);
+        assert!(works("norm").contains(&"norm".into()));
+        assert!(works("q.rope").contains(&"q.rope".into()));
+        assert!(works("q.rope").contains(&"write+mix".into()));
+        assert!(works("o").contains(&"o".into()));
+        assert!(works("gate").contains(&"act".into()));
+        assert!(works("combine").contains(&"down+combine".into()));
+        // The result of a fused work may be anyone's.
+        assert!(works("q").contains(&"norm+q+k+v".into()));
+        let tapped = layer(&specs(DType::Q4_0), 1, "").unwrap().tapped();
+        let specs = specs(DType::Q4_0);
+        let works = labels(&tapped, &fuse(&tapped, &|id| specs.get(id.0 as usize)));
+        assert_eq!(
+            works.iter().filter(|label| label.contains('+')).collect::<Vec<_>>(),
+            ["q+k+v", "write+mix"]
+        );
+    }
+
+    #[test]
+    fn other_formats_and_weights_in_slices_go_by_themselves() {
+        let works = fused(&specs(DType::Q8_0), 1, "", None);
+        assert!(works.contains(&"norm+q+k".into()) && works.contains(&"norm+v".into()), "{works:?}");
+        let works = fused(&specs(DType::Q4_0), 1, "", Some(4));
+        assert!(works.contains(&"norm".into()) && works.contains(&"q+k".into()), "{works:?}");
+        assert!(works.contains(&"v".into()), "{works:?}");
+        let works = fused(&specs(DType::Q4_0), 1, "", Some(8));
+        assert!(works.contains(&"gate".into()) && works.contains(&"act".into()), "{works:?}");
+        assert!(works.contains(&"ffn.norm".into()), "{works:?}");
+    }
+}
