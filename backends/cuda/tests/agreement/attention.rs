@@ -2,12 +2,11 @@
 //! cache, however tiles are spread over CTAs.
 
 use worker_orcd_core::{
-    DType, KvElement, KvGroup, KvLayer, Op, PlanId, ProgramBuilder, RopeStyle, StepShape, ValueId,
+    Backend, DType, KvElement, KvGroup, KvLayer, KvLayout, Op, PlanId, ProgramBuilder, RopeStyle, StepInputs,
+    ValueId, WeightId, WeightSpec,
 };
 
-use super::shapes::{VOCABULARY, on_device, some_tokens};
-use super::tests::compiler_is_there;
-use super::*;
+use super::{Open, VOCABULARY, bits, loaded, program, some_tokens};
 
 const BLOCK: usize = 4;
 
@@ -40,7 +39,7 @@ const PLAIN: Shape = Shape {
 };
 
 /// A backend with the weights and room for `tokens` positions of one sequence.
-fn backend(shape: &Shape, tokens: usize) -> (EmulatedBackend, Vec<WeightSpec>) {
+fn prepared(open: Open<'_>, shape: &Shape, tokens: usize) -> (Box<dyn Backend>, Vec<WeightSpec>) {
     let (q, kv) = (shape.heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);
     let specs = vec![
         WeightSpec::matrix("q", DType::F16, VOCABULARY, q),
@@ -50,7 +49,7 @@ fn backend(shape: &Shape, tokens: usize) -> (EmulatedBackend, Vec<WeightSpec>) {
         WeightSpec::vector("sinks", 1, shape.heads),
         WeightSpec::matrix("o", DType::Q8_0, 40, q),
     ];
-    let mut backend = on_device(shape.multiprocessors, &specs);
+    let mut backend = loaded(open, shape.multiprocessors, &specs);
     let blocks = tokens.div_ceil(BLOCK);
     let group = KvGroup {
         layers: 1,
@@ -77,33 +76,14 @@ fn record(builder: &mut ProgramBuilder<'_>, shape: &Shape) -> ValueId {
     if shape.product { builder.linear("o", mixed, WeightId(5), None).unwrap() } else { mixed }
 }
 
-fn compile(
-    backend: &mut EmulatedBackend,
-    specs: &[WeightSpec],
-    shape: &Shape,
-    steps: &[usize],
-) -> Vec<PlanId> {
-    let programs: Vec<_> = steps
-        .iter()
-        .map(|&tokens| {
-            let step = StepShape { tokens, rows: 1, sequences: 1 };
-            let mut builder = ProgramBuilder::new("attention", step, specs);
-            let last = record(&mut builder, shape);
-            builder.output(last);
-            builder.finish()
-        })
-        .collect();
+fn compile(backend: &mut dyn Backend, specs: &[WeightSpec], shape: &Shape, steps: &[usize]) -> Vec<PlanId> {
+    let programs: Vec<_> =
+        steps.iter().map(|&tokens| program(specs, tokens, |builder| record(builder, shape))).collect();
     backend.compile(&programs).unwrap()
 }
 
 /// Bits of the step that takes `tokens` at `positions`.
-fn step(
-    backend: &mut EmulatedBackend,
-    plan: PlanId,
-    tokens: &[u32],
-    positions: &[u32],
-    all: usize,
-) -> Vec<u32> {
+fn step(backend: &mut dyn Backend, plan: PlanId, tokens: &[u32], positions: &[u32], all: usize) -> Vec<u32> {
     // Blocks lie backwards, so that no position is its own slot.
     let blocks = all.div_ceil(BLOCK) as u32;
     let table: Vec<u32> = (0..blocks).rev().collect();
@@ -119,43 +99,37 @@ fn step(
         sampling: &[],
         penalty_tokens: &[],
     };
-    backend.submit(plan, &inputs).unwrap();
-    let mut outputs = StepOutputs::default();
-    backend.wait(&mut outputs).unwrap();
-    outputs.f32(0).iter().map(|value| value.to_bits()).collect()
+    bits(backend, plan, &inputs)
 }
 
 /// Bits of `all` tokens, `chunk` at a time.
-fn in_chunks(shape: &Shape, all: usize, chunk: usize) -> Vec<u32> {
-    let (mut backend, specs) = backend(shape, all);
-    let plan = compile(&mut backend, &specs, shape, &[chunk])[0];
+fn in_chunks(open: Open<'_>, shape: &Shape, all: usize, chunk: usize) -> Vec<u32> {
+    let (mut backend, specs) = prepared(open, shape, all);
+    let plan = compile(backend.as_mut(), &specs, shape, &[chunk])[0];
     let positions: Vec<u32> = (0..all as u32).collect();
     let steps = some_tokens(all);
     let steps = steps.chunks(chunk).zip(positions.chunks(chunk));
-    steps.flat_map(|(tokens, positions)| step(&mut backend, plan, tokens, positions, all)).collect()
+    steps.flat_map(|(tokens, positions)| step(backend.as_mut(), plan, tokens, positions, all)).collect()
 }
 
-#[test]
-fn attention_shapes_agree_in_every_bit() {
-    if !compiler_is_there() {
-        return;
-    }
+/// Whole prompts and chunks of them.
+pub(crate) fn attention_shapes_agree_in_every_bit(open: Open<'_>, _: &[usize]) {
     for (head_dim, window) in [(32, None), (64, Some(70)), (80, None), (128, Some(1))] {
         let shape = Shape { head_dim, rotated: head_dim, window, ..PLAIN };
-        let singles = in_chunks(&shape, 150, 1);
+        let singles = in_chunks(open, &shape, 150, 1);
         for chunk in [100, 65] {
-            assert!(in_chunks(&shape, 150, chunk) == singles, "{shape:?}, {chunk} at a time");
+            assert!(in_chunks(open, &shape, 150, chunk) == singles, "{shape:?}, {chunk} at a time");
         }
     }
 }
 
+/// Positions of the prompt below, and how many at a time.
+const ALL: usize = 600;
+const CHUNK: usize = 150;
+
 /// Single steps at chosen positions behind a prompt: one tile, a tile's ends, as many as teams, more than one CTA's, and
 /// on a device so small that CTAs go round.
-#[test]
-fn single_steps_deep_in_a_context_have_the_prompts_bits() {
-    if !compiler_is_there() {
-        return;
-    }
+pub(crate) fn single_steps_deep_in_a_context_have_the_prompts_bits(open: Open<'_>, _: &[usize]) {
     let shapes = [
         Shape { heads: 16, sinks: true, product: true, ..PLAIN },
         Shape { multiprocessors: 2, rotated: 32, ..PLAIN },
@@ -179,19 +153,17 @@ fn single_steps_deep_in_a_context_have_the_prompts_bits() {
         Shape { head_dim: 80, rotated: 80, window: Some(100), sinks: true, multiprocessors: 1, ..PLAIN },
         Shape { head_dim: 32, rotated: 32, multiprocessors: 1, ..PLAIN },
     ];
-    const ALL: usize = 600;
-    const CHUNK: usize = 150;
     for shape in shapes {
-        let (mut backend, specs) = backend(&shape, ALL);
-        let plans = compile(&mut backend, &specs, &shape, &[CHUNK, 1]);
+        let (mut backend, specs) = prepared(open, &shape, ALL);
+        let plans = compile(backend.as_mut(), &specs, &shape, &[CHUNK, 1]);
         let (tokens, positions) = (some_tokens(ALL), (0..ALL as u32).collect::<Vec<_>>());
         let steps = tokens.chunks(CHUNK).zip(positions.chunks(CHUNK));
         let whole: Vec<u32> = steps
-            .flat_map(|(tokens, positions)| step(&mut backend, plans[0], tokens, positions, ALL))
+            .flat_map(|(tokens, positions)| step(backend.as_mut(), plans[0], tokens, positions, ALL))
             .collect();
         let width = whole.len() / ALL;
         for at in [0, 1, 63, 64, 130, 255, 256, 470, 599] {
-            let single = step(&mut backend, plans[1], &tokens[at..=at], &positions[at..=at], ALL);
+            let single = step(backend.as_mut(), plans[1], &tokens[at..=at], &positions[at..=at], ALL);
             assert!(single == whole[at * width..(at + 1) * width], "{shape:?}, position {at}");
         }
     }
