@@ -1,8 +1,8 @@
 //! `CudaBackend`: the contract of `worker-orcd-core`, kept on one NVIDIA GPU.
 
 use worker_orcd_core::{
-    Backend, BackendError, Bandwidth, Caps, KvElement, KvLayout, MemoryReport, PlanId, PlanProfile, Program, StepInputs,
-    StepOutputs, WeightId, WeightSpec, step,
+    Backend, BackendError, Bandwidth, Caps, KvElement, KvLayout, MemoryReport, PlanId, PlanProfile, Program,
+    StepInputs, StepOutputs, WeightId, WeightSpec, step,
 };
 
 use crate::bandwidth;

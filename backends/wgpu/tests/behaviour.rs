@@ -385,7 +385,10 @@ fn copies_have_a_bandwidth_and_leave_nothing_behind() {
     let plan = backend.compile(std::slice::from_ref(&program)).expect("compile")[0];
     let data = tokens(0..4, 0, &[1]);
     data.lend(|inputs| backend.submit(plan, inputs)).expect("submit");
-    assert!(matches!(backend.measure_bandwidth(), Err(BackendError::Execution { .. })), "a step is in flight");
+    assert!(
+        matches!(backend.measure_bandwidth(), Err(BackendError::Execution { .. })),
+        "a step is in flight"
+    );
     backend.wait(&mut StepOutputs::for_program(&program)).expect("the step goes on");
 }
 

@@ -185,6 +185,15 @@ mod tests {
 
     const SHAPE: StepShape = StepShape { tokens: 8, rows: 8, sequences: 8 };
 
+    /// A model of a published size, without its weights.
+    fn full_size(preset: &str) -> Model {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(preset);
+        forge::outline(preset, &path).unwrap();
+        let gguf = Gguf::open(&path).unwrap();
+        Model::new(&gguf, ModelOptions::default()).unwrap()
+    }
+
     fn bytes(model: &Model, tokens: StepTokens) -> Work {
         let program = model.record(SHAPE, StepHead::Logits).unwrap();
         Workload { program: &program, specs: model.specs(), element: KvElement::F16 }.step(&tokens)
@@ -240,14 +249,7 @@ mod tests {
     /// The bytes of a step at full size, against figures worked out by hand from the published shapes.
     #[test]
     fn full_size_models_move_the_published_bytes() {
-        let folder = tempfile::tempdir().unwrap();
-        let model = |preset: &str| {
-            let path = folder.path().join(preset);
-            forge::outline(preset, &path).unwrap();
-            let gguf = Gguf::open(&path).unwrap();
-            Model::new(&gguf, ModelOptions::default()).unwrap()
-        };
-        let gpt_oss = model("gpt-oss-20b");
+        let gpt_oss = full_size("gpt-oss-20b");
         let one = bytes(&gpt_oss, StepTokens::decode(1, 64));
         let (attention, experts, head) = (676.8e6, 1_269.0e6, 615.3e6);
         let router_biases_norms = 13.5e6;
@@ -258,10 +260,33 @@ mod tests {
         assert!(near(deep.cache_bytes, 2048.0 * 12.0 * (3501.0 + 128.0 + 2.0)), "{deep:?}");
         let all = bytes(&gpt_oss, StepTokens::decode(64, 1024));
         assert!(near(all.weight_bytes, 11.48e9), "{all:?}");
-        let tied = bytes(&model("qwen2.5-0.5b"), StepTokens::decode(1, 64));
+        let tied = bytes(&full_size("qwen2.5-0.5b"), StepTokens::decode(1, 64));
         assert!(near(tied.weight_bytes, 391.86e6), "the whole file: {tied:?}");
-        let phi = bytes(&model("phi-3-mini"), StepTokens::decode(1, 3500));
+        let phi = bytes(&full_size("phi-3-mini"), StepTokens::decode(1, 3500));
         assert!(near(phi.weight_bytes, 2_392.5e6 - 55.4e6), "all but the embedding: {phi:?}");
         assert!(near(phi.cache_bytes, 12_288.0 * 32.0 * (2047.0 + 1.0)), "{phi:?}");
+    }
+
+    /// The files that plots are made of say of each figure what its step moves, and the limit that follows.
+    #[test]
+    fn committed_figures_have_the_bytes_and_limits_of_their_models() {
+        for preset in ["gpt-oss-20b", "phi-3-mini", "qwen2.5-0.5b"] {
+            let path = format!("{}/bench/{preset}.json", env!("CARGO_MANIFEST_DIR"));
+            let figures: serde_json::Value =
+                serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+            let model = full_size(preset);
+            let bandwidth = figures["bandwidth"]["read_gigabytes_per_second"].as_f64().unwrap() * 1e9;
+            for figure in figures["results"].as_array().unwrap() {
+                let whole = |name: &str| figure[name].as_u64().unwrap() as usize;
+                // The middle one of 64 tokens.
+                let work = bytes(&model, StepTokens::decode(whole("batch"), whole("depth") + 32));
+                assert!(near(work.weight_bytes, whole("weight_bytes") as f64), "{preset}: {figure}");
+                assert!(near(work.cache_bytes, whole("cache_bytes") as f64), "{preset}: {figure}");
+                let limit = whole("batch") as f64 * bandwidth / work.bytes();
+                assert!(near(limit, whole("limit_tokens_per_second") as f64), "{preset}: {figure}");
+                let fraction = figure["tokens_per_second"].as_f64().unwrap() / limit;
+                assert!(near(fraction, figure["fraction_of_limit"].as_f64().unwrap()), "{preset}: {figure}");
+            }
+        }
     }
 }

@@ -15,7 +15,9 @@ use attention::Cache;
 use linear::Weight;
 
 use crate::arena::{self, ArenaPlan};
-use crate::backend::{Backend, BackendError, Bandwidth, Caps, MemoryReport, PlanId, PlanProfile, ProfileEntry};
+use crate::backend::{
+    Backend, BackendError, Bandwidth, Caps, MemoryReport, PlanId, PlanProfile, ProfileEntry,
+};
 use crate::kv::KvLayout;
 use crate::op::Op;
 use crate::program::{Element, Program, RowSet, ValueId};

@@ -269,4 +269,17 @@ mod tests {
         let one = r#"{ "model": "m", "results": [{ "batch": 1, "depth": 1, "tokens_per_second": 1 }] }"#;
         assert!(refused(one).contains("nothing to draw"));
     }
+
+    #[test]
+    fn the_committed_plot_is_what_the_committed_figures_make() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench");
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.extension().is_some_and(|ending| ending == "json"));
+        files.sort();
+        let mut made = vec![];
+        run(&PlotArgs { files, output: None }, &mut made).unwrap();
+        let committed = std::fs::read(folder.join("figures.svg")).unwrap();
+        assert!(made == committed, "make it again: bench plot bench/*.json -o bench/figures.svg");
+    }
 }

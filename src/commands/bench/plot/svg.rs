@@ -16,6 +16,7 @@ const RIGHT: f64 = 18.0;
 const TOP: f64 = 62.0;
 const BELOW_AXIS: f64 = 50.0;
 const LEGEND_LINE: f64 = 18.0;
+const BOTTOM: f64 = 8.0;
 
 /// One line of a panel.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +67,7 @@ impl Series {
 pub(super) fn draw(caption: &str, panels: &[Panel]) -> String {
     let width = PANEL_WIDTH * panels.len() as f64;
     let legend = panels.iter().map(|panel| panel.series.len() + 1).max().unwrap_or(0) as f64 * LEGEND_LINE;
-    let height = TOP + PLOT_HEIGHT + BELOW_AXIS + legend;
+    let height = TOP + PLOT_HEIGHT + BELOW_AXIS + legend + BOTTOM;
     let body: String = panels.iter().enumerate().map(|(index, panel)| panel.draw(index)).collect();
     let caption = escaped(caption);
     format!(
@@ -208,7 +209,7 @@ mod tests {
     #[test]
     fn numbers_are_grouped_and_text_is_escaped() {
         assert_eq!([1.0, 626.0, 19_702.0, 1e6].map(number), ["1", "626", "19,702", "1,000,000"]);
-        assert_eq!([0.0, 0.2, 0.05, 3.14159].map(number), ["0", "0.2", "0.05", "3.14"]);
+        assert_eq!([0.0, 0.2, 0.05, 7.256].map(number), ["0", "0.2", "0.05", "7.26"]);
         assert_eq!(escaped("a<b> & \"c\""), "a&lt;b&gt; &amp; &quot;c&quot;");
     }
 }
