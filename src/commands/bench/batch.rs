@@ -74,6 +74,13 @@ pub(super) fn run(args: &BatchBenchArgs) -> Result<Json, CommandError> {
     });
     let fits = |load: &Load| args.positions.is_none_or(|most| load.positions() <= most);
     let (loads, left_out): (Vec<Load>, Vec<Load>) = all.partition(fits);
+    let longest = loads.iter().map(|load| load.depth + load.tokens).max().unwrap_or(0);
+    if longest > open.model.context_length() {
+        return Err(CommandError::Usage(format!(
+            "depth and steps need {longest} positions of a sequence, the context has {}",
+            open.model.context_length()
+        )));
+    }
     let most = |of: fn(&Load) -> usize| loads.iter().map(of).max().unwrap_or(1);
     let most_sequences = most(|load| load.batch);
     let config = EngineConfig {

@@ -44,8 +44,8 @@ pub(super) fn run(args: &LimitsArgs) -> Result<Json, CommandError> {
             let work = workload.step(&StepTokens::decode(batch, depth));
             let limit = roof.seconds(&work).map(|(seconds, _)| batch as f64 / seconds);
             results.push(json!({
-                "batch": batch, "depth": depth, "weight_bytes": work.weight_bytes.round(),
-                "cache_bytes": work.cache_bytes.round(), "giga_operations": work.operations / 1e9,
+                "batch": batch, "depth": depth, "weight_bytes": work.weight_bytes.round() as u64,
+                "cache_bytes": work.cache_bytes.round() as u64, "giga_operations": work.operations / 1e9,
                 "limit_tokens_per_second": limit,
             }));
         }

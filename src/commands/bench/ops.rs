@@ -267,8 +267,8 @@ impl Bench<'_> {
         let step = StepTokens::decode(tokens, depth);
         let node = program.nodes().iter().find(|node| node.label == "op.0");
         let work = node.map(|node| workload.node(node, &step)).unwrap_or_default();
-        let activation_bytes = node.map_or(0, |node| activation_bytes(program, node)) as f64;
-        let per_second = (work.bytes() + activation_bytes) * median_of(&samples, 1);
+        let activation_bytes = node.map_or(0, |node| activation_bytes(program, node));
+        let per_second = (work.bytes() + activation_bytes as f64) * median_of(&samples, 1);
         let stem = node.map_or("", |node| node.op.stem());
         let mut result = json!({ "op": stem, "tokens": tokens });
         match op {
@@ -288,8 +288,8 @@ impl Bench<'_> {
             result["rows"] = json!(weight.rows);
             result["cols"] = json!(weight.cols);
         }
-        result["weight_bytes"] = json!(work.weight_bytes.round());
-        result["cache_bytes"] = json!(work.cache_bytes.round());
+        result["weight_bytes"] = json!(work.weight_bytes.round() as u64);
+        result["cache_bytes"] = json!(work.cache_bytes.round() as u64);
         result["activation_bytes"] = json!(activation_bytes);
         result["time"] = spread(samples);
         result["gigabytes_per_second"] = json!(per_second / 1e9);

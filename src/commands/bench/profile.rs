@@ -85,7 +85,7 @@ impl<'a> Profiler<'a> {
             json!({
                 "part": part.name, "launches": part.launches, "time_us": part.time_us,
                 "us_per_launch": part.time_us / part.launches.max(1) as f64, "share": part.time_us / total,
-                "weight_bytes": part.work.weight_bytes.round(), "cache_bytes": part.work.cache_bytes.round(),
+                "weight_bytes": part.work.weight_bytes.round() as u64, "cache_bytes": part.work.cache_bytes.round() as u64,
                 "gigabytes_per_second": per_second / 1e9, "fraction_of_bandwidth": roof.fraction(per_second),
             })
         };
@@ -94,7 +94,7 @@ impl<'a> Profiler<'a> {
                          unprofiled_us is the same work without clocks, gaps_us that less the parts",
             "total_us": total, "unprofiled_us": unprofiled_us, "gaps_us": unprofiled_us - total,
             "gaps_us_per_launch": (unprofiled_us - total) / launches.max(1) as f64, "launches": launches,
-            "unnamed_bytes": self.unnamed.bytes().round(),
+            "unnamed_bytes": self.unnamed.bytes().round() as u64,
             "parts": self.parts.iter().map(row).collect::<Vec<_>>(),
         })
     }

@@ -44,8 +44,8 @@ impl Roof {
         let per_second = tokens_per_second / tokens.max(1) as f64;
         let limit = self.seconds(work);
         let limit_rate = limit.map(|(seconds, _)| tokens as f64 / seconds);
-        result["weight_bytes"] = json!(work.weight_bytes.round());
-        result["cache_bytes"] = json!(work.cache_bytes.round());
+        result["weight_bytes"] = json!(work.weight_bytes.round() as u64);
+        result["cache_bytes"] = json!(work.cache_bytes.round() as u64);
         result["giga_operations"] = json!(work.operations / 1e9);
         result["gigabytes_per_second"] = json!(work.bytes() * per_second / 1e9);
         result["giga_operations_per_second"] = json!(work.operations * per_second / 1e9);
