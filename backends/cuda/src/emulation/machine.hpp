@@ -378,6 +378,8 @@ template <class T>
 inline T load_stream(const T* address) { return *address; }
 inline float load_fresh(const float* address) { return *address; }
 template <class T>
+inline T load_anywhere(const T* address) { return *address; }
+template <class T>
 inline T load_ahead(const T* address) { return *address; }
 typedef u8* SharedAddress;
 inline SharedAddress shared_address(void* shared) { return (u8*)shared; }

@@ -6,6 +6,7 @@
 //! Without a C++ compiler the tests fail, unless `WORKER_ORCD_ALLOW_NO_CXX=1` says that this is known.
 #![allow(unsafe_code, reason = "calls into the compiled kernels")]
 
+mod attention;
 mod shapes;
 mod tests;
 

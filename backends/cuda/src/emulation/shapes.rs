@@ -4,14 +4,12 @@
 
 use worker_orcd_core::quant::random_row;
 use worker_orcd_core::rng::Rng;
-use worker_orcd_core::{
-    DType, KvElement, KvGroup, KvLayer, NO_TOKEN, Op, ProgramBuilder, StepShape, SwiGluKind, ValueId,
-};
+use worker_orcd_core::{DType, NO_TOKEN, ProgramBuilder, StepShape, SwiGluKind, ValueId};
 
 use super::tests::compiler_is_there;
 use super::*;
 
-fn upload(backend: &mut EmulatedBackend, spec: &WeightSpec) -> WeightId {
+pub(super) fn upload(backend: &mut EmulatedBackend, spec: &WeightSpec) -> WeightId {
     let (mut rng, mut bytes) = (Rng::seeded(spec.cols as u64), vec![]);
     for _ in 0..spec.experts * spec.rows {
         random_row(spec.dtype, spec.cols, 0.1, &mut rng, &mut bytes);
@@ -48,7 +46,7 @@ fn bits(
     outputs.f32(0).iter().map(|value| value.to_bits()).collect()
 }
 
-fn on_device(multiprocessors: u32, specs: &[WeightSpec]) -> EmulatedBackend {
+pub(super) fn on_device(multiprocessors: u32, specs: &[WeightSpec]) -> EmulatedBackend {
     let mut backend = EmulatedBackend::new();
     backend.traits.multiprocessors = multiprocessors;
     for spec in specs {
@@ -57,9 +55,9 @@ fn on_device(multiprocessors: u32, specs: &[WeightSpec]) -> EmulatedBackend {
     backend
 }
 
-const VOCABULARY: usize = 199;
+pub(super) const VOCABULARY: usize = 199;
 
-fn some_tokens(count: usize) -> Vec<u32> {
+pub(super) fn some_tokens(count: usize) -> Vec<u32> {
     (0..count as u32).map(|i| i * 37 % VOCABULARY as u32).filter(|token| *token != NO_TOKEN).collect()
 }
 
@@ -265,65 +263,5 @@ fn prefill_steps_agree_with_single_ones_in_every_bit() {
         [([DType::Q8_0, DType::Q5_0, DType::MXFP4], 96), ([DType::Q4_K, DType::Q6_K, DType::Q8_0], 256)]
     {
         agree(&format!("{formats:?}"), &layer_specs(formats, width), &[130], record_layer);
-    }
-}
-
-/// Bits of the attention of 150 tokens of one sequence, `chunk` at a time.
-fn attention_bits(head_dim: usize, window: Option<usize>, chunk: usize) -> Vec<u32> {
-    const TOKENS: usize = 150;
-    const BLOCK: usize = 4;
-    let (heads, num_kv_heads, blocks) = (6, 2, TOKENS.div_ceil(BLOCK));
-    let specs = [
-        WeightSpec::matrix("q", DType::F16, VOCABULARY, heads * head_dim),
-        WeightSpec::matrix("k", DType::F16, VOCABULARY, num_kv_heads * head_dim),
-    ];
-    let mut backend = on_device(132, &specs);
-    let group =
-        KvGroup { layers: 1, num_kv_heads, head_dim, num_blocks: blocks, max_blocks_per_sequence: blocks };
-    let layout = KvLayout { block_size: BLOCK, element: KvElement::F16, groups: vec![group] };
-    backend.create_kv(&layout).unwrap();
-    let layer = KvLayer { group: 0, index: 0 };
-    let mut builder =
-        ProgramBuilder::new("attention", StepShape { tokens: chunk, rows: 1, sequences: 1 }, &specs);
-    let q = builder.embed("q", WeightId(0)).unwrap();
-    let k = builder.embed("k", WeightId(1)).unwrap();
-    builder.kv_write("kv", k, k, layer).unwrap();
-    let op = Op::Attention { q, layer, heads, num_kv_heads, head_dim, scale: 3.0, window, sinks: None };
-    let y = builder.attention("mix", op).unwrap();
-    builder.output(y);
-    let plan = backend.compile(&[builder.finish()]).unwrap()[0];
-    let table: Vec<u32> = (0..blocks as u32).collect();
-    let positions: Vec<u32> = (0..TOKENS as u32).collect();
-    let mut bits = vec![];
-    for (tokens, positions) in some_tokens(TOKENS).chunks(chunk).zip(positions.chunks(chunk)) {
-        let inputs = StepInputs {
-            tokens,
-            positions,
-            sequences: &vec![0; tokens.len()],
-            slots: &[positions],
-            block_tables: &[&table],
-            out_rows: &[0],
-            sampling: &[],
-            penalty_tokens: &[],
-        };
-        backend.submit(plan, &inputs).unwrap();
-        let mut outputs = StepOutputs::default();
-        backend.wait(&mut outputs).unwrap();
-        bits.extend(outputs.f32(0).iter().map(|value| value.to_bits()));
-    }
-    bits
-}
-
-#[test]
-fn attention_shapes_agree_in_every_bit() {
-    if !compiler_is_there() {
-        return;
-    }
-    for (head_dim, window) in [(32, None), (64, Some(70)), (80, None), (128, Some(1))] {
-        let singles = attention_bits(head_dim, window, 1);
-        for chunk in [100, 65] {
-            let together = attention_bits(head_dim, window, chunk);
-            assert!(together == singles, "head size {head_dim}, window {window:?}, {chunk} at a time");
-        }
     }
 }
