@@ -67,7 +67,7 @@ pub struct PlanProfile {
 /// How fast a device moves bytes in plain copies: what results are compared with.
 ///
 /// A step that reads weights is bound by reading. A copy reads and writes, and memory takes both at about the same speed,
-/// so the sum of both is a fair measure of the limit; a kernel that only reads may come a few hundredths above it.
+/// so the sum of both is a fair measure of the limit; a kernel that only reads may come a little above it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Bandwidth {
     /// Bytes read and bytes written together, per second, of a copy inside the device's memory; `None` when not known.

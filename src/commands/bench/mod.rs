@@ -87,13 +87,14 @@ fn median(sorted: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Of samples in microseconds, the middle rate per second of something that each holds `count` of.
-fn median_of(samples: &[f64], count: usize) -> f64 {
-    let mut sorted = samples.to_vec();
+/// How often a second something of the median duration happens.
+fn median_rate(samples_us: &[f64]) -> f64 {
+    let mut sorted = samples_us.to_vec();
     sorted.sort_by(f64::total_cmp);
-    count as f64 / median(&sorted) * 1e6
+    1e6 / median(&sorted)
 }
 
+/// Microseconds of each repeat, after one that is not timed.
 fn timed(
     repeats: usize,
     mut run: impl FnMut() -> Result<(), CommandError>,

@@ -2,7 +2,7 @@
 //!
 //! An operation is short beside what it takes to start and end a step. So a step runs it many times, each time over
 //! another weight or another layer's cache, and the step's time is divided: like this the bytes come from memory and not
-//! from a cache, as they do in a model.
+//! from a cache, as they do in a model. A backend may fuse neighbours, as it does with query, key and value.
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value as Json, json};
@@ -14,7 +14,7 @@ use worker_orcd_core::{
 
 use super::roof::Roof;
 use super::work::{StepTokens, Workload};
-use super::{median_of, spread, timed};
+use super::{median_rate, spread, timed};
 use crate::commands::CommandError;
 use crate::commands::args::DeviceArgs;
 use crate::device;
@@ -268,7 +268,7 @@ impl Bench<'_> {
         let node = program.nodes().iter().find(|node| node.label == "op.0");
         let work = node.map(|node| workload.node(node, &step)).unwrap_or_default();
         let activation_bytes = node.map_or(0, |node| activation_bytes(program, node));
-        let per_second = (work.bytes() + activation_bytes as f64) * median_of(&samples, 1);
+        let per_second = (work.bytes() + activation_bytes as f64) * median_rate(&samples);
         let stem = node.map_or("", |node| node.op.stem());
         let mut result = json!({ "op": stem, "tokens": tokens });
         match op {

@@ -84,7 +84,9 @@ fn caption(figures: &[Figures]) -> String {
     let mut devices: Vec<&str> = figures.iter().map(|figures| figures.device.as_str()).collect();
     devices.sort_unstable();
     devices.dedup();
-    format!("Decode, tokens per second of all sequences: {}", devices.join(", "))
+    devices.retain(|device| !device.is_empty());
+    let colon = if devices.is_empty() { "" } else { ": " };
+    format!("Decode, tokens per second of all sequences{colon}{}", devices.join(", "))
 }
 
 /// The model's name: a path's last part without the format's ending.
