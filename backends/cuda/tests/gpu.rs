@@ -287,6 +287,22 @@ fn what_is_allocated_is_what_was_foretold_to_the_byte() {
 }
 
 #[test]
+fn copies_have_a_bandwidth_and_leave_nothing_behind() {
+    let Some(_session) = session() else { return };
+    let free = || open(PlanOptions::default()).caps().free_memory_bytes;
+    let mut backend = open(PlanOptions::default());
+    backend.measure_bandwidth().unwrap();
+    let before = free();
+    let found = backend.measure_bandwidth().unwrap();
+    println!("{found:?}");
+    // No device that this runs on copies slower than 50 GB/s, nor faster than 20 TB/s; a bus has 1 to 500 GB/s.
+    assert!(found.copy_bytes_per_second.is_some_and(|rate| (5e10..2e13).contains(&rate)), "{found:?}");
+    assert!(found.upload_bytes_per_second.is_some_and(|rate| (1e9..5e11).contains(&rate)), "{found:?}");
+    assert_eq!(backend.memory().total_bytes(), 0);
+    assert_eq!(free(), before);
+}
+
+#[test]
 fn a_profile_times_every_label() {
     let Some(_session) = session() else { return };
     for case in blocks() {

@@ -13,6 +13,7 @@
 
 pub mod adapter;
 mod backend;
+mod bandwidth;
 mod cache;
 mod gpu;
 mod inputs;
