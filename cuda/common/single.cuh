@@ -47,6 +47,16 @@ struct HeldQuads {
             if (x && index < quads) at[i] = ((const Floats4*)x)[index];
         }
     }
+
+    // What `squares_of` adds up for a row that the CTA holds.
+    __device__ __forceinline__ float squares() const {
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum = fmaf(at[i].at[j], at[i].at[j], sum);
+        return sum;
+    }
 };
 
 // The first records of a row, on their way.
@@ -94,7 +104,10 @@ __device__ __forceinline__ void fill_activations(const SingleActivations& out, c
     HeldQuads own;
     own.load(in.x, 0, quads);
     float scale = 1.0f;
-    if (in.norm) scale = rms_scale(in.x, width, eps, partials);
+    if (in.norm) {
+        const bool holds_all = quads <= HeldQuads::COUNT * SINGLE_THREADS;
+        scale = scale_of_squares(holds_all ? own.squares() : squares_of(in.x, width), width, eps, partials);
+    }
 #pragma unroll 1
     for (u32 first = 0; first < quads; first += HeldQuads::COUNT * SINGLE_THREADS) {
         if (first > 0) {
