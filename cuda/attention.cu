@@ -7,51 +7,15 @@
 //          decode. Reads each cached position once per kv head, and 4 (head_dim + 2) bytes per tile and head twice; bound
 //          by memory.
 // The bits are those of attention_rows.cu.
-#include "common/attention_tile.cuh"
+#include "common/arrival.cuh"
+#include "common/attention_join.cuh"
 #include "common/quantize_warp.cuh"
 
 #define D HEAD_DIM_PADDED
 #define ATTENTION_WARPS 4
 
-// Joins the `count` tiles of a token, for the query heads of `rows` rows; the CTA's threads share them out, `width` to a
-// row, a power of two.
-__device__ __forceinline__ void join_tiles(const AttentionArgs& args, u32 token, u32 first_head, u32 rows, u32 count) {
-    u32 width = 32 * ATTENTION_WARPS;
-    while (width > 8 && 32 * ATTENTION_WARPS / width < rows) width /= 2;
-    const u32 row = threadIdx.x / width;
-    const u32 first = threadIdx.x % width;
-    if (row >= rows) return;
-    const u32 head = first_head + row;
-    const u64 index = ((u64)token * args.heads + head) * args.tiles;
-    const float* softmax = args.partial_softmax + 2 * index;
-    const float* partial = args.partial + index * args.head_dim;
-    RowSoftmax state = {-INFINITY_F32, 0.0f};
-    float out[D / 8];
-#pragma unroll
-    for (int i = 0; i < D / 8; ++i) out[i] = 0.0f;
-#pragma unroll 4
-    for (u32 u = 0; u < count; ++u) {
-        const RowSoftmax tile = {load_fresh(softmax + 2 * u), load_fresh(softmax + 2 * u + 1)};
-        const JoinFactors factors = join(state, tile);
-#pragma unroll
-        for (u32 i = 0; i < D / 8; ++i) {
-            const u32 dimension = first + i * width;
-            if (dimension >= args.head_dim) break;
-            out[i] = join_output(out[i], load_fresh(partial + (u64)u * args.head_dim + dimension), factors);
-        }
-    }
-    const float factor = finish(state, args.sinks ? args.sinks + head : 0);
-#pragma unroll
-    for (u32 i = 0; i < D / 8; ++i) {
-        const u32 dimension = first + i * width;
-        if (dimension >= args.head_dim) break;
-        args.y[((u64)token * args.heads + head) * args.head_dim + dimension] = out[i] * factor;
-    }
-}
-
 KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS, 2) {
     __shared__ QueryFragments<D> queries[ATTENTION_WARPS];
-    __shared__ bool is_last;
     wait_for_previous_kernel();
     allow_next_kernel();
     const u32 lane = threadIdx.x % 32;
@@ -99,24 +63,20 @@ KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS, 2) {
                 }
         }
     }
-    // Everybody's results before the arrival; the last to arrive sees them all.
-    __threadfence();
-    __syncthreads();
-    u32* arrivals = args.arrivals + (u64)token * gridDim.y + blockIdx.y;
-    if (threadIdx.x == 0) is_last = atomicAdd(arrivals, 1u) == active - 1;
-    __syncthreads();
-    if (!is_last) return;
-    __threadfence();
-    if (threadIdx.x == 0) *arrivals = 0;
+    if (!arrives_last(args.arrivals + (u64)token * gridDim.y + blockIdx.y, active)) return;
     const u32 first_head = kv_head * shape.group + head_group * 16;
     const u32 heads = shape.group - head_group * 16;
-    join_tiles(args, token, first_head, heads < 16 ? heads : 16, count);
-    if (!args.codes) return;
-    // The heads are multiples of 32 wide: a warp makes a record of neighbours that this CTA has just written.
-    __syncthreads();
     const u64 first = ((u64)token * args.heads + first_head) * args.head_dim;
-    const u32 elements = (heads < 16 ? heads : 16) * args.head_dim;
-    for (u32 element = threadIdx.x; element < elements; element += 32 * ATTENTION_WARPS) {
-        quantize_warp(load_fresh(args.y + first + element), args.codes, args.sums, (first + element) / 32);
-    }
+    join_heads<32 * ATTENTION_WARPS, D == 96 ? 128 : D>(
+        heads < 16 ? heads : 16, count, args.head_dim,
+        [&](u32 row) {
+            const u64 index = ((u64)token * args.heads + first_head + row) * args.tiles;
+            return HeadTiles{args.partial_softmax + 2 * index, args.partial + index * args.head_dim, 2, args.head_dim};
+        },
+        [&](u32 row) { return args.sinks ? args.sinks + first_head + row : (const float*)0; },
+        [&](u32 element, float value) {
+            args.y[first + element] = value;
+            // The heads are multiples of 32 wide then: a warp makes a record of neighbours.
+            if (args.codes) quantize_warp(value, args.codes, args.sums, (first + element) / 32);
+        });
 }

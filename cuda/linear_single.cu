@@ -3,6 +3,8 @@
 // Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id>, -DRING_BYTES=<size> and a name for each kernel.
 //   single: y_j = W_j h + bias_j (+ residual, for one product), j up to 3, where h = x or rms_norm(x).
 //           Grid: CTAs that share all row tiles of all products; 256 threads.
+//   pair:   the same where products have either of two formats, and each CTA one row tile; instead of the others where
+//           -DSECOND_FORMAT=<GGUF type id> and -DSECOND_RING_BYTES=<size> are given.
 //   gated:  y = swiglu(Wg h + bg, Wu h + bu), h likewise. Grid: CTAs that share the row tiles; 256 threads.
 //           Leaves activation records for the product that reads y, where asked.
 // Dynamic shared memory: 80 bytes per 32 columns, and the rings. Reads each weight once; bound by memory. The bits are those
@@ -35,7 +37,8 @@ struct LinearSingleArgs {
     u32 tiles;
 };
 
-KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, SINGLE_CTAS) {
+template <int FORMAT, u32 RING_BYTES_OF_HOST>
+__device__ __forceinline__ void multiply_products(const LinearSingleArgs& args) {
     const u32 blocks = args.products[0].weight.blocks;
     const SingleActivations x(blocks);
     const u32 live = *args.columns;
@@ -52,7 +55,7 @@ KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, SINGLE_CTAS) {
         const float* bias = args.products[index].bias;
         if (bias) prefetch_to_l2(bias + (tile_at(0) - first_of(index)) * 32);
     }
-    single_product<WEIGHT_FORMAT>(
+    single_product<FORMAT, RING_BYTES_OF_HOST>(
         x, blocks, (args.tiles - blockIdx.x + gridDim.x - 1) / gridDim.x, 1,
         [&](u32 i) {
             const u32 product = product_of(tile_at(i));
@@ -76,6 +79,24 @@ KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, SINGLE_CTAS) {
             if (args.residual) sum += args.residual[output];
             product.y[output] = sum;
         });
+}
+
+#ifdef SECOND_FORMAT
+
+KERNEL(LINEAR_PAIR, LinearSingleArgs, SINGLE_THREADS, 3) {
+    const u32 tile = blockIdx.x;
+    const u32 product = tile < args.products[0].end_tile ? 0 : tile < args.products[1].end_tile ? 1 : 2;
+    if (args.products[product].weight.format == WEIGHT_FORMAT) {
+        multiply_products<WEIGHT_FORMAT, RING_BYTES>(args);
+    } else {
+        multiply_products<SECOND_FORMAT, SECOND_RING_BYTES>(args);
+    }
+}
+
+#else
+
+KERNEL(LINEAR_SINGLE, LinearSingleArgs, SINGLE_THREADS, SINGLE_CTAS) {
+    multiply_products<WEIGHT_FORMAT, RING_BYTES>(args);
 }
 
 struct LinearGatedArgs {
@@ -105,7 +126,7 @@ KERNEL(LINEAR_GATED, LinearGatedArgs, SINGLE_THREADS, GATED_CTAS) {
     // Gate and up take turns.
     const auto tile_at = [&](u32 i) { return blockIdx.x + i / 2 * gridDim.x; };
     float gate = 0.0f;
-    single_product<WEIGHT_FORMAT>(
+    single_product<WEIGHT_FORMAT, RING_BYTES>(
         x, blocks, (args.gate.row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x * 2, 2,
         [&](u32 i) { return SinglePass{i % 2 == 0 ? &args.gate : &args.up, tile_at(i)}; },
         [&] {
@@ -132,3 +153,5 @@ KERNEL(LINEAR_GATED, LinearGatedArgs, SINGLE_THREADS, GATED_CTAS) {
             if (args.codes) quantize_warp(value, args.codes, args.sums, tile_at(i));
         });
 }
+
+#endif

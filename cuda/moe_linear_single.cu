@@ -91,7 +91,7 @@ KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, SINGLE_THREADS, FORMAT_CTAS) {
     // Biases lie far away, and their reader holds up its CTA.
     if (threadIdx.x == 0 && args.gate_bias) prefetch_to_l2(args.gate_bias + expert * args.outputs + tile_at(0) * 32);
     if (threadIdx.x == 32 && args.up_bias) prefetch_to_l2(args.up_bias + expert * args.outputs + tile_at(0) * 32);
-    single_product<WEIGHT_FORMAT>(
+    single_product<WEIGHT_FORMAT, RING_BYTES>(
         x, blocks, (row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x * 2, 2,
         [&](u32 i) { return SinglePass{i % 2 == 0 ? &args.gate : &args.up, expert * row_tiles + tile_at(i)}; },
         [&] {
@@ -147,7 +147,7 @@ KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, FORMAT_CTAS) 
         own.sums += k * blocks;
     }
     own.x += (u64)k * blocks * 32;
-    single_product<WEIGHT_FORMAT>(
+    single_product<WEIGHT_FORMAT, RING_BYTES>(
         x, blocks, live > 0 ? (args.weight.row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x : 0, 1,
         [&](u32 i) { return SinglePass{&args.weight, expert * args.weight.row_tiles + tile_at(i)}; },
         [&] {

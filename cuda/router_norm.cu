@@ -4,8 +4,8 @@
 // logits: [tokens, experts] f32; ids: [tokens, top_k] u32, weights: [tokens, top_k] f32. The normalised row goes to
 // `normed` and to activation records where those are not null.
 // Grid: (experts, most tokens), 256 threads: a CTA makes one logit; the last to arrive chooses for all tokens, a warp per
-// token. Reads the matrix once per token, from L2 after the first; bound by latency, so the matrix is loaded before the
-// previous kernel ends. The bits are those of rms_norm, linear (common/plain.cuh) and router one after the other.
+// token. Reads the matrix once per token, from L2 after the first; bound by latency, so all but x is loaded before the
+// previous kernel ends, and the records' warps are spread over the CTAs. The bits are those of rms_norm, linear (common/plain.cuh) and router one after the other.
 #include "common/arrival.cuh"
 #include "common/async.cuh"
 #include "common/norm.cuh"
@@ -15,6 +15,8 @@
 
 #define CTA_THREADS 256
 #define MAX_QUADS 1024
+// Quads of a thread.
+#define OWN_QUADS (MAX_QUADS / CTA_THREADS)
 #define MAX_EXPERTS 256
 // As PLAIN_SLICES.
 #define ROW_SLICES 32
@@ -52,6 +54,23 @@ __device__ __forceinline__ float slice_sum(const Floats4* weight, const Floats4*
     return sum;
 }
 
+// The normalised row and its records, where they are wanted: a warp takes 32 quads, from `first` on every `step`-th.
+__device__ __forceinline__ void put_out(const RouterNormArgs& args, const Floats4* row, u32 token, u32 quads, u32 first,
+                                        u32 step) {
+#pragma unroll 1
+    for (u32 part = first; part * 32 < quads; part += step) {
+        const u32 quad = part * 32 + threadIdx.x % 32;
+        // Quads past the end stay for the shuffles.
+        const bool live = quad < quads;
+        const Floats4 four = live ? row[quad] : Floats4{{0.0f, 0.0f, 0.0f, 0.0f}};
+        const u64 at = (u64)token * quads + (live ? quad : 0);
+        if (live && args.normed) ((Floats4*)args.normed)[at] = four;
+        if (args.codes) {
+            quantize_block(four, quad % 8, live, (u32*)(args.codes + at / 8 * ACTIVATION_CODE_BYTES), args.sums + at / 8);
+        }
+    }
+}
+
 KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS, 1) {
     __shared__ Floats4 weight[MAX_QUADS];
     __shared__ Floats4 row[MAX_QUADS];
@@ -61,45 +80,59 @@ KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS, 1) {
     const u32 quads = args.width / 4;
     const u32 expert = blockIdx.x;
     const Floats4* source = (const Floats4*)args.weight.base + (u64)(expert / 8) * quads * 8 + expert % 8;
-    for (u32 quad = threadIdx.x; quad < quads; quad += CTA_THREADS) weight[quad] = source[quad * 8];
+    const u32 rows = *args.rows;
+    const float bias = args.bias ? args.bias[expert] : 0.0f;
+    Floats4 factor[OWN_QUADS];
+#pragma unroll
+    for (u32 i = 0; i < OWN_QUADS; ++i) {
+        const u32 quad = i * CTA_THREADS + threadIdx.x;
+        if (quad >= quads) break;
+        weight[quad] = source[quad * 8];
+        factor[i] = ((const Floats4*)args.norm)[quad];
+    }
     wait_for_previous_kernel();
     allow_next_kernel();
-    const u32 rows = *args.rows;
     const u32 token = blockIdx.y;
     if (token >= rows) return;
-    const float* x = args.x + (u64)token * args.width;
-    const float scale = rms_scale(x, args.width, args.eps, partials);
-    for (u32 first = 0; first < quads; first += CTA_THREADS) {
-        const u32 quad = first + threadIdx.x;
-        // Quads past the end stay for the shuffles.
-        const bool live = quad < quads;
-        Floats4 four = {{0.0f, 0.0f, 0.0f, 0.0f}};
-        if (live) {
-            const Floats4 own = ((const Floats4*)x)[quad];
-            const Floats4 factor = ((const Floats4*)args.norm)[quad];
+    const Floats4* x = (const Floats4*)(args.x + (u64)token * args.width);
+    Floats4 own[OWN_QUADS];
+    float squares = 0.0f;
 #pragma unroll
-            for (int i = 0; i < 4; ++i) four.at[i] = own.at[i] * scale * factor.at[i];
-            row[quad] = four;
-        }
-        if (expert != 0) continue;
-        const u64 at = (u64)token * quads + (live ? quad : 0);
-        if (live && args.normed) ((Floats4*)args.normed)[at] = four;
-        if (args.codes) {
-            quantize_block(four, quad % 8, live, (u32*)(args.codes + at / 8 * ACTIVATION_CODE_BYTES), args.sums + at / 8);
-        }
+    for (u32 i = 0; i < OWN_QUADS; ++i) {
+        const u32 quad = i * CTA_THREADS + threadIdx.x;
+        own[i] = {{0.0f, 0.0f, 0.0f, 0.0f}};
+        if (quad < quads) own[i] = x[quad];
+    }
+    // In the order of `squares_of`.
+#pragma unroll
+    for (u32 i = 0; i < OWN_QUADS; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) squares = fmaf(own[i].at[j], own[i].at[j], squares);
+    const float scale = scale_of_squares(squares, args.width, args.eps, partials);
+#pragma unroll
+    for (u32 i = 0; i < OWN_QUADS; ++i) {
+        const u32 quad = i * CTA_THREADS + threadIdx.x;
+        if (quad >= quads) break;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) own[i].at[j] = own[i].at[j] * scale * factor[i].at[j];
+        row[quad] = own[i];
     }
     __syncthreads();
-    if (threadIdx.x < ROW_SLICES) slices[threadIdx.x] = slice_sum(weight, row, threadIdx.x, quads);
+    const u32 warp = threadIdx.x / 32;
+    if (warp == 0) {
+        slices[threadIdx.x] = slice_sum(weight, row, threadIdx.x, quads);
+    } else {
+        put_out(args, row, token, quads, (warp - 1) * args.experts + expert, (CTA_THREADS / 32 - 1) * args.experts);
+    }
     __syncthreads();
     if (threadIdx.x == 0) {
         float sum = 0.0f;
 #pragma unroll
         for (int s = 0; s < ROW_SLICES; ++s) sum += slices[s];
-        if (args.bias) sum += args.bias[expert];
+        if (args.bias) sum += bias;
         args.logits[(u64)token * args.experts + expert] = sum;
     }
     if (!arrives_last(args.arrivals, rows * args.experts)) return;
-    const u32 warp = threadIdx.x / 32;
     for (u32 chosen = warp; chosen < rows; chosen += CTA_THREADS / 32) {
         const float* all = args.logits + (u64)chosen * args.experts;
         for (u32 id = threadIdx.x % 32; id < args.experts; id += 32) logits[warp][id] = load_fresh(all + id);
@@ -107,13 +140,15 @@ KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS, 1) {
         u32* ids = args.ids + (u64)chosen * args.top_k;
         float* weights = args.weights + (u64)chosen * args.top_k;
         const u32 lane = threadIdx.x % 32;
+        float mine = 0.0f;
         const float sum =
             choose_experts(logits[warp], args.experts, args.top_k, lane, [&](u32 k, u32 id, float exponential) {
                 if (k % 32 != lane) return;
                 ids[k] = id;
-                weights[k] = exponential;
+                if (k < 32) mine = exponential;
+                else weights[k] = exponential;
             });
-        for (u32 k = lane; k < args.top_k; k += 32) weights[k] = weights[k] / sum;
+        for (u32 k = lane; k < args.top_k; k += 32) weights[k] = (k < 32 ? mine : weights[k]) / sum;
         __syncwarp();
     }
 }

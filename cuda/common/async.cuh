@@ -51,6 +51,19 @@ __device__ __forceinline__ float load_fresh(const float* address) {
     return v;
 }
 
+// The same, two words at a time, and of the CTA's own shared memory too.
+__device__ __forceinline__ Words2 load_anywhere(const Words2* address) {
+    Words2 v;
+    asm volatile("ld.relaxed.gpu.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ float load_anywhere(const float* address) {
+    float v;
+    asm volatile("ld.relaxed.gpu.f32 %0, [%1];" : "=f"(v) : "l"(address) : "memory");
+    return v;
+}
+
 // Cached loads that stay where the kernel issues them.
 __device__ __forceinline__ Words4 load_ahead(const Words4* address) {
     Words4 v;

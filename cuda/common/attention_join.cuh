@@ -3,51 +3,51 @@
 #pragma once
 #include "common/attention_tile.cuh"
 
-// Where the tiles of one query head are: (m, l) of each, and its outputs; `shared`: in shared memory, written before a
-// barrier, else by CTAs that have arrived.
+// Where the tiles of one query head are: in shared memory, or in device memory, written by CTAs that have arrived.
 struct HeadTiles {
-    const float* softmax;  // m at softmax_stride * u, l after it
-    const float* partial;  // at partial_stride * u
+    const float* softmax;  // m and l, at softmax_stride * u
+    const float* partial;  // outputs, at partial_stride * u
     u32 softmax_stride;
     u32 partial_stride;
-    bool shared;
-
-    __device__ __forceinline__ float load(const float* address) const { return shared ? *address : load_fresh(address); }
 };
 
-// Joins `count` tiles for each of `rows` query heads; the CTA's THREADS threads share them out, `width` to a row.
-// `tiles_of(row)`, `sink_of(row)` (null: none), `store(row, dimension, value)`.
-template <int D, int THREADS, class TilesOf, class SinkOf, class Store>
+// Tiles whose results are asked for at once: they come from far away.
+#define JOIN_TILES 8
+
+// Joins `count` tiles for each of `rows` query heads. A thread has one dimension of a head of at most WIDTH, and every
+// THREADS / WIDTH-th row. `tiles_of(row)`, `sink_of(row)` (null: none), `store(element of all rows, value)`: whole warps come
+// to it where head_dim is a multiple of 32.
+template <int THREADS, int WIDTH, class TilesOf, class SinkOf, class Store>
 __device__ __forceinline__ void join_heads(u32 rows, u32 count, u32 head_dim, const TilesOf& tiles_of, const SinkOf& sink_of,
                                            const Store& store) {
-    u32 width = THREADS;
-    while (width > 8 && THREADS / width < rows) width /= 2;
-    const u32 row = threadIdx.x / width;
-    const u32 first = threadIdx.x % width;
-    if (row >= rows) return;
-    const HeadTiles tiles = tiles_of(row);
-    RowSoftmax state = {-INFINITY_F32, 0.0f};
-    float out[D / 8];
+    const u32 dimension = threadIdx.x % WIDTH;
+    if (dimension >= head_dim) return;
+#pragma unroll 1
+    for (u32 row = threadIdx.x / WIDTH; row < rows; row += THREADS / WIDTH) {
+        const HeadTiles tiles = tiles_of(row);
+        const float* softmax = tiles.softmax;
+        const float* partial = tiles.partial + dimension;
+        RowSoftmax state = {-INFINITY_F32, 0.0f};
+        float out = 0.0f;
+#pragma unroll 1
+        for (u32 first = 0; first < count; first += JOIN_TILES) {
+            Words2 factors[JOIN_TILES];
+            float outputs[JOIN_TILES];
 #pragma unroll
-    for (int i = 0; i < D / 8; ++i) out[i] = 0.0f;
-#pragma unroll 2
-    for (u32 u = 0; u < count; ++u) {
-        const float* softmax = tiles.softmax + (u64)u * tiles.softmax_stride;
-        const float* partial = tiles.partial + (u64)u * tiles.partial_stride;
-        const RowSoftmax tile = {tiles.load(softmax), tiles.load(softmax + 1)};
-        const JoinFactors factors = join(state, tile);
+            for (u32 i = 0; i < JOIN_TILES; ++i) {
+                if (first + i >= count) break;
+                factors[i] = load_anywhere((const Words2*)softmax);
+                outputs[i] = load_anywhere(partial);
+                softmax += tiles.softmax_stride;
+                partial += tiles.partial_stride;
+            }
 #pragma unroll
-        for (u32 i = 0; i < D / 8; ++i) {
-            const u32 dimension = first + i * width;
-            if (dimension >= head_dim) break;
-            out[i] = join_output(out[i], tiles.load(partial + dimension), factors);
+            for (u32 i = 0; i < JOIN_TILES; ++i) {
+                if (first + i >= count) break;
+                const RowSoftmax tile = {__uint_as_float(factors[i].x), __uint_as_float(factors[i].y)};
+                out = join_output(out, outputs[i], join(state, tile));
+            }
         }
-    }
-    const float factor = finish(state, sink_of(row));
-#pragma unroll
-    for (u32 i = 0; i < D / 8; ++i) {
-        const u32 dimension = first + i * width;
-        if (dimension >= head_dim) break;
-        store(row, dimension, out[i] * factor);
+        store(row * head_dim + dimension, out * finish(state, sink_of(row)));
     }
 }

@@ -270,36 +270,37 @@ __device__ __forceinline__ StepValues<D> load_values(const AttentionArgs& args, 
     return values;
 }
 
-// Masks and scales the scores `s` of a tile whose first key is at `first_position`, and turns them into probabilities.
-__device__ __forceinline__ void tile_softmax(const AttentionArgs& args, float (&s)[8][4], const float (&unscale)[2],
-                                             const i32 (&position)[2], u32 first_position, u32 lane, RowSoftmax (&softmax)[2]) {
-    const i32 window = args.window == 0 ? 0x7fffffff : (i32)args.window;
+// Masks and scales the scores of row R (g or g + 8) of a tile whose first key is at `first_position`, and turns them into
+// probabilities.
+template <int R>
+__device__ __forceinline__ RowSoftmax row_softmax(const AttentionArgs& args, float (&s)[8][4], float unscale, i32 position,
+                                                  u32 first_position, u32 lane) {
+    const u32 window = args.window == 0 ? 0x7fffffff : args.window;
+    // How far the lane's first key lies behind; a row that takes no part sees nothing.
+    const i32 behind = (position < 0 ? -1 : position) - (i32)(first_position + 2 * (lane % 4));
+    float largest = -INFINITY_F32;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        float largest = -INFINITY_F32;
+    for (int n = 0; n < 8; ++n)
 #pragma unroll
-        for (int n = 0; n < 8; ++n)
+        for (int c = 0; c < 2; ++c) {
+            float& score = s[n][2 * R + c];
+            // Keys ahead are far behind as unsigned numbers.
+            score = (u32)(behind - (8 * n + c)) < window ? score * unscale : -INFINITY_F32;
+            largest = fmaxf(largest, score);
+        }
+    largest = quad_max(largest);
+    const bool empty = largest == -INFINITY_F32;
+    const float m = empty ? -INFINITY_F32 : ceilf(largest) - PROBABILITY_BITS;
+    float l = 0.0f;
 #pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                const i32 distance = position[r] - (i32)(first_position + 8 * n + 2 * (lane % 4) + c);
-                float& score = s[n][2 * r + c];
-                score = position[r] >= 0 && distance >= 0 && distance < window ? score * unscale[r] : -INFINITY_F32;
-                largest = fmaxf(largest, score);
-            }
-        largest = quad_max(largest);
-        const bool empty = largest == -INFINITY_F32;
-        const float m = empty ? -INFINITY_F32 : ceilf(largest) - PROBABILITY_BITS;
-        float l = 0.0f;
+    for (int n = 0; n < 8; ++n)
 #pragma unroll
-        for (int n = 0; n < 8; ++n)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                float& score = s[n][2 * r + c];
-                score = empty || score == -INFINITY_F32 ? 0.0f : exp2_approx(score - m);
-                l += score;
-            }
-        softmax[r] = {m, quad_sum(l)};
-    }
+        for (int c = 0; c < 2; ++c) {
+            float& score = s[n][2 * R + c];
+            score = score == -INFINITY_F32 ? 0.0f : exp2_approx(score - m);
+            l += score;
+        }
+    return {m, quad_sum(l)};
 }
 
 // One tile. `position[r]` is the row's own position, or -1 for a row that takes no part. `last`: the largest of them.
@@ -343,7 +344,8 @@ __device__ __forceinline__ void attend_tile(const AttentionArgs& args, const Que
             }
         }
     }
-    tile_softmax(args, s, unscale, position, tile * ATTENTION_TILE, lane, softmax);
+    softmax[0] = row_softmax<0>(args, s, unscale[0], position[0], tile * ATTENTION_TILE, lane);
+    softmax[1] = row_softmax<1>(args, s, unscale[1], position[1], tile * ATTENTION_TILE, lane);
 #pragma unroll
     for (int n = 0; n < D / 8; ++n)
 #pragma unroll

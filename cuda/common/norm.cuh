@@ -32,12 +32,12 @@ __device__ __forceinline__ float squares_of(const float* x, u32 width) {
     return sum;
 }
 
-// 1 / sqrt(mean(x^2) + eps) of a row of `width`; every thread of the CTA gets it. Each of the first 256 threads adds its
-// share, then a butterfly over each warp, then the eight warps in order; further threads only wait. x is aligned to 16
-// bytes where the width is a multiple of 4. `partials`: shared, 8 floats. Ends with a barrier.
-__device__ __forceinline__ float rms_scale(const float* x, u32 width, float eps, float* partials) {
+// 1 / sqrt(mean(x^2) + eps) of a row of `width`, from each thread's share of the squares; every thread of the CTA gets it. A
+// butterfly over each of the first eight warps, then these in order; further threads only wait. `partials`: shared, 8 floats.
+// Ends with a barrier.
+__device__ __forceinline__ float scale_of_squares(float squares, u32 width, float eps, float* partials) {
     if (threadIdx.x < NORM_THREADS) {
-        const float sum = warp_sum(squares_of(x, width));
+        const float sum = warp_sum(squares);
         if (threadIdx.x % 32 == 0) partials[threadIdx.x / 32] = sum;
     }
     __syncthreads();
@@ -46,4 +46,9 @@ __device__ __forceinline__ float rms_scale(const float* x, u32 width, float eps,
     for (int warp = 0; warp < NORM_THREADS / 32; ++warp) total += partials[warp];
     __syncthreads();
     return 1.0f / sqrtf(total / (float)width + eps);
+}
+
+// The same of a row in memory, aligned to 16 bytes where the width is a multiple of 4.
+__device__ __forceinline__ float rms_scale(const float* x, u32 width, float eps, float* partials) {
+    return scale_of_squares(threadIdx.x < NORM_THREADS ? squares_of(x, width) : 0.0f, width, eps, partials);
 }

@@ -1,6 +1,17 @@
 // Making activation records (common/activation.cuh) from f32, eight lanes to a block of 32.
 #pragma once
 #include "common/activation.cuh"
+#include "common/mma.cuh"
+
+// A code is 256 high + low with low in -128..127; the low bytes of four.
+__device__ __forceinline__ u32 low_bytes(const i32 (&codes)[4]) {
+    return permute_bytes(permute_bytes(codes[0], codes[1], 0x40), permute_bytes(codes[2], codes[3], 0x40), 0x5410);
+}
+
+__device__ __forceinline__ u32 high_bytes(const i32 (&codes)[4]) {
+    return permute_bytes(permute_bytes(codes[0] + 128, codes[1] + 128, 0x51), permute_bytes(codes[2] + 128, codes[3] + 128, 0x51),
+                         0x5410);
+}
 
 // Elements 4 part .. 4 part + 3 of a block, by the `part`-th of its eight adjacent lanes. All lanes of the warp call it.
 // `codes` points to the block's record as words; lanes whose `live` is false store nothing. `planes`: high bytes first, low
@@ -22,16 +33,15 @@ __device__ __forceinline__ void quantize_block(const Floats4& x, u32 part, bool 
     const float scale = largest / ACTIVATION_LARGEST;
     const float inverse = ACTIVATION_LARGEST / largest;
     i32 sum = 0;
-    u32 high = 0;
-    u32 low = 0;
+    i32 codes_of[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        const i32 code = largest == largest ? __float2int_rn(x.at[i] * inverse) : 0;
-        sum += code;
-        // code = 256 high + low with low in -128..127.
-        high |= (u32)(((code + 128) >> 8) & 255) << (8 * i);
-        low |= (u32)(code & 255) << (8 * i);
+        // A NaN becomes zero.
+        codes_of[i] = __float2int_rn(x.at[i] * inverse);
+        sum += codes_of[i];
     }
+    const u32 high = high_bytes(codes_of);
+    const u32 low = low_bytes(codes_of);
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     const i32 other_half = __shfl_xor_sync(0xffffffffu, sum, 4);
@@ -58,14 +68,14 @@ __device__ __forceinline__ void quantize_alone(const float (&x)[32], u8* codes, 
     u32 high[8], low[8];
 #pragma unroll
     for (int word = 0; word < 8; ++word) {
-        high[word] = low[word] = 0;
+        i32 codes_of[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const i32 code = largest == largest ? __float2int_rn(x[4 * word + i] * inverse) : 0;
-            halves[word / 4] += code;
-            high[word] |= (u32)(((code + 128) >> 8) & 255) << (8 * i);
-            low[word] |= (u32)(code & 255) << (8 * i);
+            codes_of[i] = __float2int_rn(x[4 * word + i] * inverse);
+            halves[word / 4] += codes_of[i];
         }
+        high[word] = high_bytes(codes_of);
+        low[word] = low_bytes(codes_of);
     }
     Words4* target = (Words4*)codes;
     target[0] = {high[0], high[1], high[2], high[3]};

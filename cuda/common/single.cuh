@@ -47,6 +47,22 @@ struct HeldQuads {
             if (x && index < quads) at[i] = ((const Floats4*)x)[index];
         }
     }
+
+    // What `squares_of` adds up for a row x that begins with these quads.
+    __device__ __forceinline__ float squares(const float* x, u32 quads) const {
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum = fmaf(at[i].at[j], at[i].at[j], sum);
+#pragma unroll 1
+        for (u32 index = COUNT * SINGLE_THREADS + threadIdx.x; index < quads; index += SINGLE_THREADS) {
+            const Floats4 four = ((const Floats4*)x)[index];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum = fmaf(four.at[j], four.at[j], sum);
+        }
+        return sum;
+    }
 };
 
 // The first records of a row, on their way.
@@ -94,7 +110,7 @@ __device__ __forceinline__ void fill_activations(const SingleActivations& out, c
     HeldQuads own;
     own.load(in.x, 0, quads);
     float scale = 1.0f;
-    if (in.norm) scale = rms_scale(in.x, width, eps, partials);
+    if (in.norm) scale = scale_of_squares(own.squares(in.x, quads), width, eps, partials);
 #pragma unroll 1
     for (u32 first = 0; first < quads; first += HeldQuads::COUNT * SINGLE_THREADS) {
         if (first > 0) {
@@ -128,12 +144,12 @@ struct SinglePass {
 // Multiplies `count` tiles, one after the other. `pass_of(i)` is the i-th. `prepare()` is called when the first weights are
 // on their way and must leave the records in place, ending with a barrier; it returns false when there is nothing to do.
 // `finish(i, row in tile, sum)` is called by the 32 lanes of one warp, the same for each `per_warp` tiles in a row.
-template <int FORMAT, class PassOf, class Prepare, class Finish>
+template <int FORMAT, u32 RING_BYTES_OF_HOST, class PassOf, class Prepare, class Finish>
 __device__ __forceinline__ void single_product(const SingleActivations& x, u32 blocks, u32 count, u32 per_warp,
                                                const PassOf& pass_of, const Prepare& prepare, const Finish& finish) {
     using C = Codec<FORMAT>;
     using K = Chunk<FORMAT>;
-    static_assert(K::RING * SLICES == RING_BYTES, "host and device disagree on the rings' size");
+    static_assert(K::RING * SLICES == RING_BYTES_OF_HOST, "host and device disagree on the rings' size");
     __shared__ float partial[2][SLICES][32];
     const u32 lane = threadIdx.x % 32;
     const u32 slice = threadIdx.x / 32;

@@ -159,45 +159,6 @@ fn perplexity_of_the_bundled_model_on_its_own_words_is_far_below_chance() {
 }
 
 #[test]
-fn bench_reports_medians_in_json() {
-    let model = model();
-    for what in ["decode", "prefill"] {
-        let result = json(&[
-            "bench",
-            what,
-            "--model",
-            &model,
-            "--backend",
-            "reference",
-            "--depth",
-            "8",
-            "--steps",
-            "2",
-            "--repeats",
-            "3",
-        ]);
-        assert!(result["tokens_per_second"].as_f64().unwrap() > 0.0, "{result}");
-        let time = &result["time"];
-        assert!(time["min_us"].as_f64() <= time["median_us"].as_f64(), "{result}");
-    }
-    let ops = json(&[
-        "bench",
-        "ops",
-        "--backend",
-        "reference",
-        "--rows",
-        "32",
-        "--cols",
-        "256",
-        "--tokens",
-        "1",
-        "--repeats",
-        "1",
-    ]);
-    assert_eq!(ops["results"].as_array().unwrap().len(), 14, "every format: {ops}");
-}
-
-#[test]
 fn mistakes_are_told_on_stderr_with_exit_codes() {
     let model = model();
     let cases: [(&[&str], i32, &str); 6] = [

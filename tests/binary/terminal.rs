@@ -23,8 +23,9 @@ fn ctrl_c_stops_the_answer_and_ctrl_d_leaves() {
     let folder = tempfile::tempdir().unwrap();
     let (model, template) = (talkative_model(folder.path()), folder.path().join("chat.jinja"));
     std::fs::write(&template, "{% for m in messages %}{{ m.content }}\n{% endfor %}").unwrap();
+    // `exec`: a shell of its own would hear Ctrl-C too, and some end by it.
     let line = format!(
-        "{} chat --backend reference --model {model} --chat-template {} --temperature 1 --seed 1",
+        "exec {} chat --backend reference --model {model} --chat-template {} --temperature 1 --seed 1",
         binary(),
         template.display()
     );
@@ -60,7 +61,11 @@ fn ctrl_c_stops_the_answer_and_ctrl_d_leaves() {
     let before = length();
     wait("answer", &|| length() > before + 60);
     press(b"\x03");
-    wait("end of the answer", &|| shows("[interrupted]"));
+    // The next prompt: only then is the terminal asked for keys again.
+    wait("end of the answer", &|| {
+        let screen = String::from_utf8_lossy(&shown.lock().unwrap()).into_owned();
+        screen.split_once("[interrupted]").is_some_and(|(_, after)| after.contains("> "))
+    });
     press(b"\x04");
     let ended = terminal.wait().unwrap();
     reader.join().unwrap();

@@ -62,11 +62,16 @@ PYTHON
 
 # What follows the document may still be refused: a name no tool has, a prompt without a token. One thread: two at a
 # time crash Python 3.11's parser.
-status=0
-(cd "$work" && "$venv/bin/st" --config-file "$OLDPWD/tests/clients/schemathesis.toml" --no-color run "$url/openapi.json" \
-    --phases coverage,fuzzing --checks all --exclude-checks positive_data_acceptance --exclude-path /shutdown \
-    --max-examples 20 --seed 1 --workers 1 --request-timeout 30 --continue-on-failure --warnings off \
-    --suppress-health-check all) >"$work/report" 2>&1 || status=$?
+for attempt in 1 2; do
+    status=0
+    (cd "$work" && "$venv/bin/st" --config-file "$OLDPWD/tests/clients/schemathesis.toml" --no-color run \
+        "$url/openapi.json" --phases coverage,fuzzing --checks all --exclude-checks positive_data_acceptance \
+        --exclude-path /shutdown --max-examples 20 --seed 1 --workers 1 --request-timeout 30 --continue-on-failure \
+        --warnings off --suppress-health-check all) >"$work/report" 2>&1 || status=$?
+    # A signal ended it: Python's own fault, not the worker's.
+    [ "$attempt$((status > 128))" = 11 ] || break
+    echo "schemathesis: crashed (status $status); once more" >&2
+done
 cases="$(sed -n 's/^ *\([0-9][0-9]*\) generated, .*/\1/p' "$work/report" | tail -n 1)"
 if [ "$status" != 0 ]; then
     cat "$work/report" "$work/log" >&2

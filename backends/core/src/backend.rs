@@ -64,6 +64,19 @@ pub struct PlanProfile {
     pub entries: Vec<ProfileEntry>,
 }
 
+/// How fast a device moves bytes in plain copies: what results are compared with.
+///
+/// A step that reads weights is bound by reading. A copy reads and writes, and memory takes both at about the same speed,
+/// so the sum of both is a fair measure of the limit; a kernel that only reads may come a little above it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Bandwidth {
+    /// Bytes read and bytes written together, per second, of a copy inside the device's memory; `None` when not known.
+    pub copy_bytes_per_second: Option<f64>,
+    /// Bytes per second from the host's memory, page-locked where the API has that, to the device's; `None` when not
+    /// known.
+    pub upload_bytes_per_second: Option<f64>,
+}
+
 /// Everything that can go wrong on a device.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
@@ -207,6 +220,15 @@ pub trait Backend: Send {
     /// # Errors
     /// As `submit` and `wait`.
     fn profile(&mut self, plan: PlanId, inputs: &StepInputs<'_>) -> Result<PlanProfile, BackendError>;
+
+    /// Measures the device's own copies: the fastest of several, over ranges far larger than any cache where there is room
+    /// for them. Takes memory for as long as the call lasts, so it belongs before the first `upload`.
+    ///
+    /// # Errors
+    /// A step in flight, or a device error. No room is none: what could not be measured is not known.
+    fn measure_bandwidth(&mut self) -> Result<Bandwidth, BackendError> {
+        Ok(Bandwidth::default())
+    }
 
     /// Fills every activation with NaN and the whole cache with large finite garbage, so that a test sees what was
     /// never written.

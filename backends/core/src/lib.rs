@@ -15,7 +15,7 @@ pub mod sampling;
 pub mod step;
 pub mod weight;
 
-pub use backend::{Backend, BackendError, Caps, MemoryReport, PlanId, PlanProfile, ProfileEntry};
+pub use backend::{Backend, BackendError, Bandwidth, Caps, MemoryReport, PlanId, PlanProfile, ProfileEntry};
 pub use dtype::DType;
 pub use footprint::{Footprint, PlainFootprint};
 pub use kv::{KvElement, KvGroup, KvLayer, KvLayout};

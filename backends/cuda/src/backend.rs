@@ -1,10 +1,11 @@
 //! `CudaBackend`: the contract of `worker-orcd-core`, kept on one NVIDIA GPU.
 
 use worker_orcd_core::{
-    Backend, BackendError, Caps, KvElement, KvLayout, MemoryReport, PlanId, PlanProfile, Program, StepInputs,
-    StepOutputs, WeightId, WeightSpec, step,
+    Backend, BackendError, Bandwidth, Caps, KvElement, KvLayout, MemoryReport, PlanId, PlanProfile, Program,
+    StepInputs, StepOutputs, WeightId, WeightSpec, step,
 };
 
+use crate::bandwidth;
 use crate::driver::{self, Attribute, BACKEND, Device, DriverError, PinnedMemory, Residency, Stream};
 use crate::kernel_set::KernelSet;
 use crate::kv::KvPools;
@@ -320,6 +321,14 @@ impl Backend for CudaBackend {
             return Err(execution("profile", "no such plan"));
         };
         plan.profile(inputs, to, &self.stream)
+    }
+
+    fn measure_bandwidth(&mut self) -> Result<Bandwidth, BackendError> {
+        self.bind()?;
+        if self.in_flight.is_some() {
+            return Err(execution("bandwidth", "a step is in flight"));
+        }
+        bandwidth::measure(&self.device, &self.stream)
     }
 
     fn poison(&mut self) -> Result<(), BackendError> {

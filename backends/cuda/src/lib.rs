@@ -10,6 +10,7 @@
 
 mod arch;
 mod backend;
+mod bandwidth;
 #[cfg(test)]
 mod compile_tests;
 mod driver;

@@ -12,7 +12,7 @@ use crate::lower::DeviceWeight;
 use crate::memory::{Arena, Purpose};
 
 /// Size of one staging buffer: large enough for full copy speed.
-const STAGING_BYTES: usize = 16 << 20;
+pub(crate) const STAGING_BYTES: usize = 16 << 20;
 
 /// From this size on, filling a staging buffer is spread over several threads: one alone is slower than the bus.
 const PARALLEL_BYTES: usize = 4 << 20;

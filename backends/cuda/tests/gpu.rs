@@ -13,6 +13,8 @@
     reason = "a test, also where it is outside of test functions"
 )]
 
+mod agreement;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use worker_orcd_core::conformance::{Case, CaseStep, cases, run_case_within};
@@ -93,6 +95,31 @@ macro_rules! conformance_tests {
 conformance_tests! {
     embed position_embed rms_norm layer_norm linear add rope kv_write attention swiglu gelu router moe_linear
     moe_combine gather_rows sample block
+}
+
+/// Steps above 512 tokens, which have kernels of their own on some devices: of one and of two groups of columns more.
+const WIDE: [usize; 2] = [600, 1100];
+
+fn agree(check: fn(agreement::Open<'_>, &[usize])) {
+    let Some(_session) = session() else { return };
+    check(&|_| Box::new(open(PlanOptions::default())), &WIDE);
+}
+
+macro_rules! agreement_tests {
+    ($($family:ident: $($name:ident)*;)*) => {
+        mod shapes {
+            $($(#[test] fn $name() { super::agree(super::agreement::$family::$name); })*)*
+        }
+    };
+}
+
+agreement_tests! {
+    products:
+        linear_shapes_agree_in_every_bit moe_linear_shapes_agree_in_every_bit expert_layers_agree_in_every_bit
+        gated_layers_agree_in_every_bit fused_single_steps_agree_with_batches_in_every_bit
+        prefill_steps_agree_with_single_ones_in_every_bit;
+    attention:
+        attention_shapes_agree_in_every_bit single_steps_deep_in_a_context_have_the_prompts_bits;
 }
 
 #[test]
@@ -257,6 +284,22 @@ fn what_is_allocated_is_what_was_foretold_to_the_byte() {
         let found = backend.memory();
         assert_eq!(foretold, found, "{}", case.name);
     }
+}
+
+#[test]
+fn copies_have_a_bandwidth_and_leave_nothing_behind() {
+    let Some(_session) = session() else { return };
+    let free = || open(PlanOptions::default()).caps().free_memory_bytes;
+    let mut backend = open(PlanOptions::default());
+    backend.measure_bandwidth().unwrap();
+    let before = free();
+    let found = backend.measure_bandwidth().unwrap();
+    println!("{found:?}");
+    // No device that this runs on copies slower than 50 GB/s, nor faster than 20 TB/s; a bus has 1 to 500 GB/s.
+    assert!(found.copy_bytes_per_second.is_some_and(|rate| (5e10..2e13).contains(&rate)), "{found:?}");
+    assert!(found.upload_bytes_per_second.is_some_and(|rate| (1e9..5e11).contains(&rate)), "{found:?}");
+    assert_eq!(backend.memory().total_bytes(), 0);
+    assert_eq!(free(), before);
 }
 
 #[test]

@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use worker_orcd_core::{
-    Backend, BackendError, Caps, KvLayout, MemoryReport, PlanId, PlanProfile, Program, StepInputs,
+    Backend, BackendError, Bandwidth, Caps, KvLayout, MemoryReport, PlanId, PlanProfile, Program, StepInputs,
     StepOutputs, WeightId, WeightSpec, step,
 };
 
 use crate::NAME;
 use crate::adapter::{self, AdapterChoice, WgpuOptions};
+use crate::bandwidth;
 use crate::cache::Cache;
 use crate::gpu::Gpu;
 use crate::plan::{Counts, Plan, Workspace, encode, execution};
@@ -208,6 +209,14 @@ impl Backend for WgpuBackend {
         let plan = &self.plans[index];
         let encoder = plan.begin(&self.gpu, &self.workspaces[plan.workspace]);
         profile::run(&self.gpu, plan, encoder)
+    }
+
+    fn measure_bandwidth(&mut self) -> Result<Bandwidth, BackendError> {
+        self.gpu.check("bandwidth")?;
+        if self.in_flight.is_some() {
+            return Err(execution("bandwidth", "a step is in flight".into()));
+        }
+        bandwidth::measure(&self.gpu)
     }
 
     fn poison(&mut self) -> Result<(), BackendError> {

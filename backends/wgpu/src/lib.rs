@@ -15,6 +15,7 @@
 
 pub mod adapter;
 mod backend;
+mod bandwidth;
 mod cache;
 mod fuse;
 mod fused;

@@ -373,6 +373,26 @@ fn memory_is_accounted_and_does_not_grow_with_steps() {
 }
 
 #[test]
+fn copies_have_a_bandwidth_and_leave_nothing_behind() {
+    let Some(mut backend) = device::open(&WgpuOptions::default()) else { return };
+    let found = backend.measure_bandwidth().expect("bandwidth");
+    // Between a slow machine's memory and more than any device has.
+    let plausible = |rate: Option<f64>| rate.is_some_and(|rate| (1e7..1e14).contains(&rate));
+    assert!(plausible(found.copy_bytes_per_second) && plausible(found.upload_bytes_per_second), "{found:?}");
+    assert_eq!(backend.memory().total_bytes(), 0);
+    let (specs, program) = model(4);
+    fill(&mut backend, &specs, 1000);
+    let plan = backend.compile(std::slice::from_ref(&program)).expect("compile")[0];
+    let data = tokens(0..4, 0, &[1]);
+    data.lend(|inputs| backend.submit(plan, inputs)).expect("submit");
+    assert!(
+        matches!(backend.measure_bandwidth(), Err(BackendError::Execution { .. })),
+        "a step is in flight"
+    );
+    backend.wait(&mut StepOutputs::for_program(&program)).expect("the step goes on");
+}
+
+#[test]
 fn a_profile_has_every_node_in_order() {
     let Some(mut backend) = device::open(&WgpuOptions::default()) else { return };
     let (specs, program) = model(4);

@@ -7,6 +7,7 @@ mod blueprint;
 mod presets;
 mod vocabulary;
 
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -31,6 +32,9 @@ pub struct ForgeArgs {
     /// File to write
     #[arg(long, env = "WORKER_ORCD_OUT", value_name = "FILE")]
     out: PathBuf,
+    /// Leave the weights out: a file of the right length, but a hole, for commands that look at shapes alone
+    #[arg(long, env = "WORKER_ORCD_OUTLINE")]
+    outline: bool,
     /// Print one JSON object on stdout
     #[arg(long, env = "WORKER_ORCD_JSON")]
     json: bool,
@@ -42,7 +46,11 @@ pub struct ForgeArgs {
 /// The file cannot be written.
 pub fn run(args: &ForgeArgs, out: &mut dyn Write) -> Result<(), CommandError> {
     let start = Instant::now();
-    let bytes = forge(&args.preset, args.seed, &args.out)?;
+    let bytes = if args.outline {
+        outline(&args.preset, &args.out)?
+    } else {
+        forge(&args.preset, args.seed, &args.out)?
+    };
     let seconds = start.elapsed().as_secs_f64();
     let rate = bytes as f64 / seconds / 1e6;
     if args.json {
@@ -62,6 +70,31 @@ pub fn run(args: &ForgeArgs, out: &mut dyn Write) -> Result<(), CommandError> {
 /// # Errors
 /// An unknown preset, or the file cannot be written.
 pub fn forge(preset: &str, seed: u64, path: &Path) -> Result<u64, CommandError> {
+    let (blueprint, writer) = header(preset, path)?;
+    let mut tensors = writer.create()?;
+    let bytes = write_tensors(&mut tensors, &blueprint, seed)?;
+    tensors.finish()?;
+    Ok(bytes)
+}
+
+/// Writes a preset's metadata and makes the file as long as it would be: tensor data reads as zeros and takes no room.
+/// Returns the bytes of the hole.
+///
+/// # Errors
+/// As for [`forge`].
+pub fn outline(preset: &str, path: &Path) -> Result<u64, CommandError> {
+    let (_, writer) = header(preset, path)?;
+    let bytes = writer.data_length();
+    let mut header = vec![];
+    writer.begin(&mut header)?;
+    let mut file = File::create(path)?;
+    file.write_all(&header)?;
+    file.set_len(header.len() as u64 + bytes)?;
+    Ok(bytes)
+}
+
+/// What a preset's file begins with.
+fn header(preset: &str, path: &Path) -> Result<(Blueprint, GgufWriter), CommandError> {
     let unknown =
         || CommandError::Usage(format!("no preset {preset}; there are {}", presets::NAMES.join(", ")));
     let blueprint = presets::blueprint(preset).ok_or_else(unknown)?;
@@ -78,10 +111,7 @@ pub fn forge(preset: &str, seed: u64, path: &Path) -> Result<u64, CommandError> 
     for tensor in &blueprint.tensors {
         writer.tensor(&tensor.name, &tensor.dims, tensor.dtype)?;
     }
-    let mut tensors = writer.create()?;
-    let bytes = write_tensors(&mut tensors, &blueprint, seed)?;
-    tensors.finish()?;
-    Ok(bytes)
+    Ok((blueprint, writer))
 }
 
 fn write_vocabulary(writer: &mut GgufWriter, vocabulary: &Vocabulary) -> Result<(), GgufError> {

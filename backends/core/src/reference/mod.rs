@@ -5,6 +5,7 @@
 //! is that a weight row is decoded once per step, not once per token.
 
 mod attention;
+mod bandwidth;
 mod linear;
 mod pointwise;
 
@@ -14,7 +15,9 @@ use attention::Cache;
 use linear::Weight;
 
 use crate::arena::{self, ArenaPlan};
-use crate::backend::{Backend, BackendError, Caps, MemoryReport, PlanId, PlanProfile, ProfileEntry};
+use crate::backend::{
+    Backend, BackendError, Bandwidth, Caps, MemoryReport, PlanId, PlanProfile, ProfileEntry,
+};
 use crate::kv::KvLayout;
 use crate::op::Op;
 use crate::program::{Element, Program, RowSet, ValueId};
@@ -162,6 +165,10 @@ impl Backend for ReferenceBackend {
         })?;
         self.in_flight = None;
         Ok(profile)
+    }
+
+    fn measure_bandwidth(&mut self) -> Result<Bandwidth, BackendError> {
+        Ok(bandwidth::measure())
     }
 
     fn poison(&mut self) -> Result<(), BackendError> {

@@ -253,6 +253,15 @@ inline u32 __ballot_sync(u32, bool predicate) {
     for (u32 lane = 0; lane < 32; ++lane) bits |= machine::lane_value<u32>(all, lane) << lane;
     return bits;
 }
+inline u32 __reduce_max_sync(u32, u32 value) {
+    const machine::Slots all = machine::exchange(value);
+    u32 largest = 0;
+    for (u32 lane = 0; lane < 32; ++lane) {
+        const u32 other = machine::lane_value<u32>(all, lane);
+        largest = other > largest ? other : largest;
+    }
+    return largest;
+}
 inline bool __any_sync(u32, bool predicate) { return __ballot_sync(0, predicate) != 0; }
 inline bool __all_sync(u32, bool predicate) { return __ballot_sync(0, predicate) == 0xffffffffu; }
 
@@ -377,6 +386,8 @@ inline u32 permute_bytes(u32 low, u32 high, u32 selector) {
 template <class T>
 inline T load_stream(const T* address) { return *address; }
 inline float load_fresh(const float* address) { return *address; }
+template <class T>
+inline T load_anywhere(const T* address) { return *address; }
 template <class T>
 inline T load_ahead(const T* address) { return *address; }
 typedef u8* SharedAddress;

@@ -6,7 +6,8 @@
 //! Without a C++ compiler the tests fail, unless `WORKER_ORCD_ALLOW_NO_CXX=1` says that this is known.
 #![allow(unsafe_code, reason = "calls into the compiled kernels")]
 
-mod shapes;
+#[path = "../../tests/agreement/mod.rs"]
+mod agreement;
 mod tests;
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! The conformance table on the emulated machine.
+//! The conformance table on the emulated machine, and every shape of its kernels against every other.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use worker_orcd_core::conformance::{cases, run_case_within};
 use super::*;
 
 /// Whether there is a compiler; says so when there is none and that is allowed.
-pub(super) fn compiler_is_there() -> bool {
+fn compiler_is_there() -> bool {
     if Command::new("c++").arg("--version").output().is_ok_and(|output| output.status.success()) {
         return true;
     }
@@ -56,4 +56,34 @@ macro_rules! conformance_tests {
 conformance_tests! {
     embed position_embed rms_norm layer_norm linear add rope kv_write attention swiglu gelu router moe_linear
     moe_combine gather_rows sample block
+}
+
+/// Shapes of kernels that must agree, on a machine of any size.
+fn agreement(check: fn(agreement::Open<'_>, &[usize])) {
+    if !compiler_is_there() {
+        return;
+    }
+    let open = |multiprocessors| {
+        let mut backend = EmulatedBackend::new();
+        backend.traits.multiprocessors = multiprocessors;
+        Box::new(backend) as Box<dyn Backend>
+    };
+    check(&open, &[]);
+}
+
+macro_rules! agreement_tests {
+    ($($family:ident: $($name:ident)*;)*) => {
+        mod shapes {
+            $($(#[test] fn $name() { super::agreement(super::agreement::$family::$name); })*)*
+        }
+    };
+}
+
+agreement_tests! {
+    products:
+        linear_shapes_agree_in_every_bit moe_linear_shapes_agree_in_every_bit expert_layers_agree_in_every_bit
+        gated_layers_agree_in_every_bit fused_single_steps_agree_with_batches_in_every_bit
+        prefill_steps_agree_with_single_ones_in_every_bit;
+    attention:
+        attention_shapes_agree_in_every_bit single_steps_deep_in_a_context_have_the_prompts_bits;
 }

@@ -20,6 +20,11 @@ const fn threads(padded: u32) -> u32 {
     teams(padded) * 128
 }
 
+/// CTAs that a multiprocessor holds, by the kernel's launch bounds: one loads while the other multiplies.
+const fn resident(padded: u32) -> u32 {
+    if padded == 96 { 2 } else { 1 }
+}
+
 /// `struct AttentionStepArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
@@ -69,7 +74,8 @@ fn step(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError
     let warp_heads = args.num_kv_heads * head_groups;
     args.arrivals = lowering.counters(last, warp_heads as usize)?;
     write_result(lowering, last, &mut args)?;
-    let wanted = lowering.traits().multiprocessors.div_ceil(warp_heads).max(1);
+    let resident = lowering.traits().multiprocessors * resident(padded);
+    let wanted = (resident / warp_heads).max(1);
     let grid = [1, warp_heads, wanted.min(args.tiles.div_ceil(teams(padded)))];
     let args = AttentionStepArgs {
         attention: args,

@@ -21,6 +21,10 @@ const SLICES: usize = 8;
 const RING_LIMIT: usize = 7700;
 /// CTAs that share a multiprocessor, beside which those of the next kernel still fit.
 const RESIDENT: u32 = 2;
+/// CTAs that share a multiprocessor when that spares any of them a second tile.
+const MOST_RESIDENT: u32 = 3;
+/// Formats that one layer's products on one input have in files people use: one launch takes both.
+const PAIRS: [[DType; 2]; 2] = [[DType::Q5_0, DType::Q8_0], [DType::Q4_K, DType::Q6_K]];
 /// Products of one launch (`MAX_PRODUCTS`).
 const MAX_PRODUCTS: usize = 3;
 /// Bytes of activation records per 32 elements.
@@ -98,7 +102,7 @@ pub(super) struct LinearPlainNormedArgs {
 
 /// `[norm,] gate, up, swiglu` in one launch.
 pub(super) const GATED: Rule = Rule { name: "single.gated", apply: gated };
-/// `[norm,] products…` or `product, add`, one launch per format.
+/// `[norm,] products…` or `product, add`, one launch per format or pair of formats.
 pub(super) const PRODUCTS: Rule = Rule { name: "single.products", apply: products };
 /// `norm, product` over plain floats in one launch: routers.
 pub(super) const PLAIN_NORMED: Rule = Rule { name: "single.plain_normed", apply: plain_normed };
@@ -220,7 +224,29 @@ fn is_internal(lowering: &Lowering<'_>, value: ValueId, begin: usize, taken: usi
 
 /// CTAs of a launch over `tiles` tiles: one each, or as many as stay resident.
 fn ctas(lowering: &Lowering<'_>, tiles: u32) -> u32 {
-    tiles.min(lowering.traits().multiprocessors * RESIDENT).max(1)
+    let multiprocessors = lowering.traits().multiprocessors;
+    if tiles <= multiprocessors.saturating_mul(MOST_RESIDENT) {
+        return tiles.max(1);
+    }
+    multiprocessors * RESIDENT
+}
+
+/// The pair of formats that all of `products` have between them, when one launch takes them with a CTA for each tile.
+fn pair_of(lowering: &Lowering<'_>, products: &[Product<'_>]) -> Option<[DType; 2]> {
+    let tiles: u32 = products.iter().map(|product| product.weight.layout.row_tiles()).sum();
+    if products.len() > MAX_PRODUCTS || ctas(lowering, tiles) != tiles {
+        return None;
+    }
+    let has = |format: DType| products.iter().any(|product| product.weight.spec.dtype == format);
+    PAIRS.into_iter().find(|pair| {
+        pair.iter().all(|format| has(*format))
+            && products.iter().all(|product| pair.contains(&product.weight.spec.dtype))
+    })
+}
+
+/// Name of the kernel for a pair of formats.
+fn pair_name([first, second]: [DType; 2]) -> String {
+    format!("{}_{}", kernel_name("linear", "single", first), second.name().to_ascii_lowercase())
 }
 
 pub(super) fn labels(nodes: &[Node]) -> String {
@@ -244,11 +270,23 @@ fn products(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendE
     {
         let label = labels(lowering.program().nodes().get(index..begin + 2).unwrap_or_default());
         let y = output(next)?;
-        emit(lowering, &label, source, &[only], Some((residual, y)), false)?;
+        emit(
+            lowering,
+            &label,
+            source,
+            &[only],
+            Emitted { residual: Some((residual, y)), ..Emitted::default() },
+        )?;
         return Ok(begin + 2 - index);
     }
     let mut wants_normed =
         source.norm.is_some() && !is_internal(lowering, source.read(), index, begin - index + taken.len());
+    if let Some(pair) = pair_of(lowering, &taken) {
+        let all: Vec<&Product<'_>> = taken.iter().collect();
+        let label = products_label(&all);
+        emit(lowering, &label, source, &all, Emitted { wants_normed, pair: Some(pair), residual: None })?;
+        return Ok(begin + taken.len() - index);
+    }
     let mut formats: Vec<DType> = vec![];
     for product in &taken {
         if !formats.contains(&product.weight.spec.dtype) {
@@ -259,8 +297,13 @@ fn products(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendE
         let same: Vec<&Product<'_>> =
             taken.iter().filter(|product| product.weight.spec.dtype == format).collect();
         for some in same.chunks(MAX_PRODUCTS) {
-            let label = some.iter().map(|product| product.node.label.as_str()).collect::<Vec<_>>().join("+");
-            emit(lowering, &label, source, some, None, wants_normed)?;
+            emit(
+                lowering,
+                &products_label(some),
+                source,
+                some,
+                Emitted { wants_normed, ..Emitted::default() },
+            )?;
             wants_normed = false;
         }
     }
@@ -278,13 +321,27 @@ pub(super) fn residual_of(lowering: &Lowering<'_>, product: ValueId, next: &Node
     lowering.is_private(product).then_some(other)
 }
 
+fn products_label(products: &[&Product<'_>]) -> String {
+    products.iter().map(|product| product.node.label.as_str()).collect::<Vec<_>>().join("+")
+}
+
+/// What a launch of products does besides.
+#[derive(Clone, Copy, Default)]
+struct Emitted {
+    /// A value added to the only product, and where the sum goes.
+    residual: Option<(ValueId, ValueId)>,
+    /// Whether it leaves the normalised row.
+    wants_normed: bool,
+    /// The formats, when there are two.
+    pair: Option<[DType; 2]>,
+}
+
 fn emit(
     lowering: &mut Lowering<'_>,
     label: &str,
     source: Source,
     products: &[&Product<'_>],
-    residual: Option<(ValueId, ValueId)>,
-    wants_normed: bool,
+    Emitted { residual, wants_normed, pair }: Emitted,
 ) -> Result<(), BackendError> {
     let Some(first) = products.first() else { return Ok(()) };
     let mut args = LinearSingleArgs::zeroed();
@@ -308,8 +365,13 @@ fn emit(
     args.normed = if wants_normed { lowering.value(source.read()) } else { DevicePtr::NULL };
     args.columns = lowering.row_count(lowering.rows(first.x));
     let grid = [ctas(lowering, args.tiles), 1, 1];
-    let shared = shared_bytes(first.weight.spec.dtype, first.weight.layout.blocks());
-    let kernel = kernel_name("linear", "single", first.weight.spec.dtype);
+    let format = first.weight.spec.dtype;
+    let shared = pair
+        .unwrap_or([format; 2])
+        .map(|format| shared_bytes(format, first.weight.layout.blocks()))
+        .into_iter()
+        .fold(0, u32::max);
+    let kernel = pair.map_or_else(|| kernel_name("linear", "single", format), pair_name);
     lowering.launch(Launch::grid(label, kernel, grid, [SINGLE_THREADS, 1, 1], shared, &args));
     Ok(())
 }
@@ -426,7 +488,22 @@ pub(super) fn units() -> Vec<Unit> {
         )
         .define("RING_BYTES", ring_bytes(dtype))
     };
-    DType::ALL.into_iter().filter(|dtype| !is_plain(*dtype)).map(of).collect()
+    let pair = |[first, second]: [DType; 2]| {
+        let kernel = Kernel::of::<LinearSingleArgs>(pair_name([first, second]), SINGLE_THREADS)
+            .with_shared(MAX_SHARED_BYTES);
+        format_unit_of(
+            &format!("linear_single_{}", second.name().to_ascii_lowercase()),
+            "linear_single.cu",
+            include_str!("../../../../cuda/linear_single.cu"),
+            first,
+            &[("LINEAR_PAIR", kernel)],
+        )
+        .define("RING_BYTES", ring_bytes(first))
+        .define("SECOND_FORMAT", second.gguf_id())
+        .define("SECOND_RING_BYTES", ring_bytes(second))
+    };
+    let formats = DType::ALL.into_iter().filter(|dtype| !is_plain(*dtype)).map(of);
+    formats.chain(PAIRS.into_iter().map(pair)).collect()
 }
 
 pub(super) fn kernel<A>(op: &str, shape: &str, dtype: DType, threads: u32) -> Kernel {

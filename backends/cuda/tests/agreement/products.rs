@@ -2,35 +2,14 @@
 //!
 //! The conformance table compares batches with singles too, but its steps are too small to reach the kernels for prefill.
 
-use worker_orcd_core::quant::random_row;
-use worker_orcd_core::rng::Rng;
 use worker_orcd_core::{
-    DType, KvElement, KvGroup, KvLayer, NO_TOKEN, Op, ProgramBuilder, StepShape, SwiGluKind, ValueId,
+    Backend, DType, PlanId, ProgramBuilder, StepInputs, SwiGluKind, ValueId, WeightId, WeightSpec,
 };
 
-use super::tests::compiler_is_there;
-use super::*;
+use super::{Open, VOCABULARY, bits, loaded, program, some_tokens};
 
-fn upload(backend: &mut EmulatedBackend, spec: &WeightSpec) -> WeightId {
-    let (mut rng, mut bytes) = (Rng::seeded(spec.cols as u64), vec![]);
-    for _ in 0..spec.experts * spec.rows {
-        random_row(spec.dtype, spec.cols, 0.1, &mut rng, &mut bytes);
-    }
-    backend.upload(spec, &mut std::iter::once(bytes.as_slice())).unwrap()
-}
-
-/// Runs `tokens` through the program `record` makes for at most `most` tokens; bits of its last value.
-fn bits(
-    backend: &mut EmulatedBackend,
-    specs: &[WeightSpec],
-    most: usize,
-    tokens: &[u32],
-    record: impl Fn(&mut ProgramBuilder<'_>) -> ValueId,
-) -> Vec<u32> {
-    let mut builder = ProgramBuilder::new("shapes", StepShape { tokens: most, rows: 1, sequences: 1 }, specs);
-    let last = record(&mut builder);
-    builder.output(last);
-    let plan = backend.compile(&[builder.finish()]).unwrap()[0];
+/// Bits of `tokens` in one step.
+fn step(backend: &mut dyn Backend, plan: PlanId, tokens: &[u32]) -> Vec<u32> {
     let positions: Vec<u32> = (0..tokens.len() as u32).collect();
     let inputs = StepInputs {
         tokens,
@@ -42,63 +21,43 @@ fn bits(
         sampling: &[],
         penalty_tokens: &[],
     };
-    backend.submit(plan, &inputs).unwrap();
-    let mut outputs = StepOutputs::default();
-    backend.wait(&mut outputs).unwrap();
-    outputs.f32(0).iter().map(|value| value.to_bits()).collect()
-}
-
-fn on_device(multiprocessors: u32, specs: &[WeightSpec]) -> EmulatedBackend {
-    let mut backend = EmulatedBackend::new();
-    backend.traits.multiprocessors = multiprocessors;
-    for spec in specs {
-        upload(&mut backend, spec);
-    }
-    backend
-}
-
-const VOCABULARY: usize = 199;
-
-fn some_tokens(count: usize) -> Vec<u32> {
-    (0..count as u32).map(|i| i * 37 % VOCABULARY as u32).filter(|token| *token != NO_TOKEN).collect()
+    bits(backend, plan, &inputs)
 }
 
 /// Compares every way to run `record` with one token after the other.
 fn agree(
+    open: Open<'_>,
     name: &str,
     specs: &[WeightSpec],
     sizes: &[usize],
     record: impl Fn(&mut ProgramBuilder<'_>) -> ValueId + Copy,
 ) {
-    let most = *sizes.iter().max().unwrap();
-    let tokens = some_tokens(most);
+    let tokens = some_tokens(*sizes.iter().max().unwrap());
     // A small device sweeps, a large one splits.
-    let mut devices = [on_device(1, specs), on_device(10_000, specs)];
-    let singles: Vec<Vec<u32>> =
-        tokens.iter().map(|&token| bits(&mut devices[0], specs, 1, &[token], record)).collect();
-    for &size in sizes {
-        for device in &mut devices {
+    let mut singles: Option<Vec<Vec<u32>>> = None;
+    for multiprocessors in [1, 10_000] {
+        let mut device = loaded(open, multiprocessors, specs);
+        let device = device.as_mut();
+        let programs: Vec<_> = [1].iter().chain(sizes).map(|&size| program(specs, size, record)).collect();
+        let plans = device.compile(&programs).unwrap();
+        let singles = singles
+            .get_or_insert_with(|| tokens.iter().map(|&token| step(device, plans[0], &[token])).collect());
+        for (&size, &plan) in sizes.iter().zip(&plans[1..]) {
             // One short of the plan, so that its last column is padding.
             let live = size.max(2) - 1;
-            let together = bits(device, specs, size, &tokens[..live], record);
+            let together = step(device, plan, &tokens[..live]);
             let width = singles[0].len();
             assert_eq!(together.len(), live * width);
             for (token, row) in together.chunks(width).enumerate() {
-                assert!(
-                    row == singles[token],
-                    "{name}: token {token} of {size}, {} multiprocessors",
-                    device.traits.multiprocessors
-                );
+                let place = format!("token {token} of {size}, {multiprocessors} multiprocessors");
+                assert!(row == singles[token], "{name}: {place}");
             }
         }
     }
 }
 
-#[test]
-fn linear_shapes_agree_in_every_bit() {
-    if !compiler_is_there() {
-        return;
-    }
+/// `wide`: more sizes of steps than the emulated machine has time for.
+pub(crate) fn linear_shapes_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
     for dtype in DType::ALL {
         // Eleven blocks (super-blocks) make slices of one and two; 300 outputs end inside a tile.
         let cols = if dtype.block_elements() == 256 { 11 * 256 } else { 11 * 32 };
@@ -106,18 +65,14 @@ fn linear_shapes_agree_in_every_bit() {
             WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
             WeightSpec::matrix("weight", dtype, 300, cols),
         ];
-        agree(dtype.name(), &specs, &[2, 9, 17, 40, 70, 130], |builder| {
+        agree(open, dtype.name(), &specs, &[&[2, 9, 17, 40, 70, 130][..], wide].concat(), |builder| {
             let x = builder.embed("x", WeightId(0)).unwrap();
             builder.linear("y", x, WeightId(1), None).unwrap()
         });
     }
 }
 
-#[test]
-fn moe_linear_shapes_agree_in_every_bit() {
-    if !compiler_is_there() {
-        return;
-    }
+pub(crate) fn moe_linear_shapes_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
     for dtype in [DType::MXFP4, DType::Q8_0, DType::Q4_K, DType::BF16] {
         let cols = if dtype.block_elements() == 256 { 512 } else { 352 };
         let specs = [
@@ -126,7 +81,7 @@ fn moe_linear_shapes_agree_in_every_bit() {
             WeightSpec::experts("up", dtype, 7, cols, cols),
             WeightSpec::experts("down", dtype, 7, 40, cols),
         ];
-        agree(dtype.name(), &specs, &[2, 9, 17, 40, 140], |builder| {
+        agree(open, dtype.name(), &specs, &[&[2, 9, 17, 40, 140][..], wide].concat(), |builder| {
             let x = builder.embed("x", WeightId(0)).unwrap();
             let logits = builder.linear("logits", x, WeightId(1), None).unwrap();
             let (experts, _) = builder.router("router", logits, 4).unwrap();
@@ -137,25 +92,21 @@ fn moe_linear_shapes_agree_in_every_bit() {
 }
 
 /// The second half of a layer of experts, as the models record it.
-#[test]
-fn expert_layers_agree_in_every_bit() {
-    if !compiler_is_there() {
-        return;
-    }
-    let (cols, wide) = (352, 96);
+pub(crate) fn expert_layers_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
+    let (cols, hidden) = (352, 96);
     let specs = [
         WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
         WeightSpec::vector("norm", 1, cols),
         WeightSpec::matrix("router", DType::F32, 7, cols),
-        WeightSpec::experts("gate", DType::MXFP4, 7, wide, cols),
-        WeightSpec::experts("up", DType::MXFP4, 7, wide, cols),
-        WeightSpec::experts("down", DType::MXFP4, 7, cols, wide),
-        WeightSpec::vector("gate.bias", 7, wide),
-        WeightSpec::vector("up.bias", 7, wide),
+        WeightSpec::experts("gate", DType::MXFP4, 7, hidden, cols),
+        WeightSpec::experts("up", DType::MXFP4, 7, hidden, cols),
+        WeightSpec::experts("down", DType::MXFP4, 7, cols, hidden),
+        WeightSpec::vector("gate.bias", 7, hidden),
+        WeightSpec::vector("up.bias", 7, hidden),
         WeightSpec::vector("down.bias", 7, cols),
         WeightSpec::vector("router.bias", 1, 7),
     ];
-    agree("experts", &specs, &[2, 9, 17, 20, 140], |builder| {
+    agree(open, "experts", &specs, &[&[2, 9, 17, 20, 140][..], wide].concat(), |builder| {
         let x = builder.embed("x", WeightId(0)).unwrap();
         let normed = builder.rms_norm("norm", x, WeightId(1), 1e-5).unwrap();
         let logits = builder.linear("logits", normed, WeightId(2), Some(WeightId(9))).unwrap();
@@ -171,11 +122,7 @@ fn expert_layers_agree_in_every_bit() {
 }
 
 /// The second half of a dense layer, as the models record it.
-#[test]
-fn gated_layers_agree_in_every_bit() {
-    if !compiler_is_there() {
-        return;
-    }
+pub(crate) fn gated_layers_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
     for (dtype, down) in [(DType::Q4_K, DType::Q6_K), (DType::Q5_0, DType::Q8_0)] {
         let cols = 512;
         let specs = [
@@ -186,7 +133,7 @@ fn gated_layers_agree_in_every_bit() {
             WeightSpec::matrix("down", down, cols, 768),
             WeightSpec::vector("bias", 1, 768),
         ];
-        agree(dtype.name(), &specs, &[2, 9, 17, 40], |builder| {
+        agree(open, dtype.name(), &specs, &[&[2, 9, 17, 40][..], wide].concat(), |builder| {
             let x = builder.embed("x", WeightId(0)).unwrap();
             let normed = builder.rms_norm("norm", x, WeightId(1), 1e-5).unwrap();
             let gate = builder.linear("gate", normed, WeightId(2), Some(WeightId(5))).unwrap();
@@ -242,88 +189,26 @@ fn layer_specs([first, second, experts]: [DType; 3], width: usize) -> [WeightSpe
     ]
 }
 
-#[test]
-fn fused_single_steps_agree_with_batches_in_every_bit() {
-    if !compiler_is_there() {
-        return;
-    }
+pub(crate) fn fused_single_steps_agree_with_batches_in_every_bit(open: Open<'_>, _: &[usize]) {
     for formats in [
         [DType::Q8_0, DType::Q5_0, DType::MXFP4],
         [DType::Q4_K, DType::Q6_K, DType::Q8_0],
         [DType::Q4_1, DType::Q2_K, DType::Q3_K],
     ] {
-        agree(&format!("{formats:?}"), &layer_specs(formats, 768), &[2, 9], record_layer);
+        agree(open, &format!("{formats:?}"), &layer_specs(formats, 768), &[2, 9], record_layer);
     }
 }
 
-#[test]
-fn prefill_steps_agree_with_single_ones_in_every_bit() {
-    if !compiler_is_there() {
-        return;
-    }
+pub(crate) fn prefill_steps_agree_with_single_ones_in_every_bit(open: Open<'_>, wide: &[usize]) {
     for (formats, width) in
         [([DType::Q8_0, DType::Q5_0, DType::MXFP4], 96), ([DType::Q4_K, DType::Q6_K, DType::Q8_0], 256)]
     {
-        agree(&format!("{formats:?}"), &layer_specs(formats, width), &[130], record_layer);
-    }
-}
-
-/// Bits of the attention of 150 tokens of one sequence, `chunk` at a time.
-fn attention_bits(head_dim: usize, window: Option<usize>, chunk: usize) -> Vec<u32> {
-    const TOKENS: usize = 150;
-    const BLOCK: usize = 4;
-    let (heads, num_kv_heads, blocks) = (6, 2, TOKENS.div_ceil(BLOCK));
-    let specs = [
-        WeightSpec::matrix("q", DType::F16, VOCABULARY, heads * head_dim),
-        WeightSpec::matrix("k", DType::F16, VOCABULARY, num_kv_heads * head_dim),
-    ];
-    let mut backend = on_device(132, &specs);
-    let group =
-        KvGroup { layers: 1, num_kv_heads, head_dim, num_blocks: blocks, max_blocks_per_sequence: blocks };
-    let layout = KvLayout { block_size: BLOCK, element: KvElement::F16, groups: vec![group] };
-    backend.create_kv(&layout).unwrap();
-    let layer = KvLayer { group: 0, index: 0 };
-    let mut builder =
-        ProgramBuilder::new("attention", StepShape { tokens: chunk, rows: 1, sequences: 1 }, &specs);
-    let q = builder.embed("q", WeightId(0)).unwrap();
-    let k = builder.embed("k", WeightId(1)).unwrap();
-    builder.kv_write("kv", k, k, layer).unwrap();
-    let op = Op::Attention { q, layer, heads, num_kv_heads, head_dim, scale: 3.0, window, sinks: None };
-    let y = builder.attention("mix", op).unwrap();
-    builder.output(y);
-    let plan = backend.compile(&[builder.finish()]).unwrap()[0];
-    let table: Vec<u32> = (0..blocks as u32).collect();
-    let positions: Vec<u32> = (0..TOKENS as u32).collect();
-    let mut bits = vec![];
-    for (tokens, positions) in some_tokens(TOKENS).chunks(chunk).zip(positions.chunks(chunk)) {
-        let inputs = StepInputs {
-            tokens,
-            positions,
-            sequences: &vec![0; tokens.len()],
-            slots: &[positions],
-            block_tables: &[&table],
-            out_rows: &[0],
-            sampling: &[],
-            penalty_tokens: &[],
-        };
-        backend.submit(plan, &inputs).unwrap();
-        let mut outputs = StepOutputs::default();
-        backend.wait(&mut outputs).unwrap();
-        bits.extend(outputs.f32(0).iter().map(|value| value.to_bits()));
-    }
-    bits
-}
-
-#[test]
-fn attention_shapes_agree_in_every_bit() {
-    if !compiler_is_there() {
-        return;
-    }
-    for (head_dim, window) in [(32, None), (64, Some(70)), (80, None), (128, Some(1))] {
-        let singles = attention_bits(head_dim, window, 1);
-        for chunk in [100, 65] {
-            let together = attention_bits(head_dim, window, chunk);
-            assert!(together == singles, "head size {head_dim}, window {window:?}, {chunk} at a time");
-        }
+        agree(
+            open,
+            &format!("{formats:?}"),
+            &layer_specs(formats, width),
+            &[&[130][..], wide].concat(),
+            record_layer,
+        );
     }
 }

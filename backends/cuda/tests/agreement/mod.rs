@@ -1,0 +1,55 @@
+//! Every shape of a kernel gives the bits of every other: run on the emulated machine by the library's own tests, and on a
+//! device by `tests/gpu.rs`.
+
+pub(crate) mod attention;
+pub(crate) mod products;
+
+use worker_orcd_core::quant::random_row;
+use worker_orcd_core::rng::Rng;
+use worker_orcd_core::{
+    Backend, NO_TOKEN, PlanId, Program, ProgramBuilder, StepInputs, StepOutputs, StepShape, ValueId,
+    WeightSpec,
+};
+
+/// Makes a backend that believes to have so many multiprocessors; a real one knows better.
+pub(crate) type Open<'a> = &'a dyn Fn(u32) -> Box<dyn Backend>;
+
+/// Rows of the tables that tokens are looked up in.
+const VOCABULARY: usize = 199;
+
+fn some_tokens(count: usize) -> Vec<u32> {
+    (0..count as u32).map(|i| i * 37 % VOCABULARY as u32).filter(|token| *token != NO_TOKEN).collect()
+}
+
+/// A backend with random weights.
+fn loaded(open: Open<'_>, multiprocessors: u32, specs: &[WeightSpec]) -> Box<dyn Backend> {
+    let mut backend = open(multiprocessors);
+    for spec in specs {
+        let (mut rng, mut bytes) = (Rng::seeded(spec.cols as u64), vec![]);
+        for _ in 0..spec.experts * spec.rows {
+            random_row(spec.dtype, spec.cols, 0.1, &mut rng, &mut bytes);
+        }
+        backend.upload(spec, &mut std::iter::once(bytes.as_slice())).unwrap();
+    }
+    backend
+}
+
+/// A program of at most `tokens` tokens that puts out what `record` makes.
+fn program(
+    specs: &[WeightSpec],
+    tokens: usize,
+    record: impl Fn(&mut ProgramBuilder<'_>) -> ValueId,
+) -> Program {
+    let mut builder = ProgramBuilder::new("agreement", StepShape { tokens, rows: 1, sequences: 1 }, specs);
+    let last = record(&mut builder);
+    builder.output(last);
+    builder.finish()
+}
+
+/// Bits of a step's output.
+fn bits(backend: &mut dyn Backend, plan: PlanId, inputs: &StepInputs<'_>) -> Vec<u32> {
+    backend.submit(plan, inputs).unwrap();
+    let mut outputs = StepOutputs::default();
+    backend.wait(&mut outputs).unwrap();
+    outputs.f32(0).iter().map(|value| value.to_bits()).collect()
+}
