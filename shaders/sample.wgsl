@@ -98,14 +98,34 @@ fn weight_of(row: Row, id: u32) -> u32 {
     return select(weight, 0u, removed);
 }
 
+// Four ids a lane looks after, asked for together: a loop would wait for each. Beyond the end the first stands in.
+fn four_ids(first: u32) -> vec4<u32> {
+    let ids = vec4<u32>(first) + vec4<u32>(0u, LANES, 2u * LANES, 3u * LANES);
+    return select(vec4<u32>(first), ids, ids < vec4<u32>(params.vocab));
+}
+
+// Which of those are there.
+fn there(first: u32) -> vec4<bool> {
+    return vec4<u32>(first) + vec4<u32>(0u, LANES, 2u * LANES, 3u * LANES) < vec4<u32>(params.vocab);
+}
+
+fn weigh_one(row: Row, id: u32, value: f32, largest: f32, min_weight: u32, cut: vec2<u32>) {
+    let key = ordered_key(bitcast<u32>(value));
+    let weight = exp_weight((largest - value) * row.scale);
+    let removed = key < cut.x || (key == cut.x && id > cut.y) || weight < min_weight;
+    scratch[row.base + id] = select(weight, 0u, removed);
+}
+
 // Turns the scratch into weights: of the logits from key `cut.x` on, ties up to id `cut.y`, that reach `min_weight`.
 fn weigh(row: Row, lane: u32, largest: f32, min_weight: u32, cut: vec2<u32>) {
-    for (var id = lane; id < params.vocab; id += LANES) {
-        let value = logit(row, id);
-        let key = ordered_key(bitcast<u32>(value));
-        let weight = exp_weight((largest - value) * row.scale);
-        let removed = key < cut.x || (key == cut.x && id > cut.y) || weight < min_weight;
-        scratch[row.base + id] = select(weight, 0u, removed);
+    for (var first = lane; first < params.vocab; first += 4u * LANES) {
+        let ids = four_ids(first);
+        let values = vec4<f32>(logit(row, ids.x), logit(row, ids.y), logit(row, ids.z), logit(row, ids.w));
+        // An id that stands in is weighed again, to the same weight.
+        weigh_one(row, ids.x, values.x, largest, min_weight, cut);
+        weigh_one(row, ids.y, values.y, largest, min_weight, cut);
+        weigh_one(row, ids.z, values.z, largest, min_weight, cut);
+        weigh_one(row, ids.w, values.w, largest, min_weight, cut);
     }
 }
 
@@ -145,6 +165,40 @@ fn choose_bin(target_sum: vec2<u32>) {
     found = vec4<u32>(chosen, rest, 0u);
 }
 
+// What a lane is about to add to a bin.
+struct Held {
+    digit: u32,
+    sum: vec2<u32>,
+}
+
+// Takes an element, if it belongs to what the search has found so far. Neighbours often share a digit: they are summed
+// here before they queue for the bin.
+fn hold(before: Held, element: vec2<u32>, id: u32, round: u32, rank: u32, distance: u32) -> Held {
+    var digit = 0u;
+    var belongs = true;
+    if (round < 4u) {
+        let shift = 24u - 8u * round;
+        digit = (element.x >> shift) & 0xffu;
+        // Two shifts: one of 32 bits would do nothing.
+        belongs = ((element.x ^ rank) >> shift) >> 8u == 0u;
+    } else {
+        let shift = 16u - 8u * (round - 4u);
+        let own = 0xffffffu - id;
+        digit = (own >> shift) & 0xffu;
+        belongs = element.x == rank && ((own ^ distance) >> shift) >> 8u == 0u;
+    }
+    if (!belongs || element.y == 0u) {
+        return before;
+    }
+    var after = before;
+    if (digit != before.digit) {
+        add_to_bin(before.digit, before.sum);
+        after = Held(digit, vec2<u32>());
+    }
+    after.sum = add64(after.sum, vec2<u32>(element.y, 0u));
+    return after;
+}
+
 // Rank (x) and id (y) of the element at which the sum over descending rank, ties by ascending id, reaches `target_sum`.
 // Uniform control flow; every lane gets the answer.
 fn find_cut(row: Row, lane: u32, mode: u32, target_sum: vec2<u32>) -> vec2<u32> {
@@ -156,34 +210,26 @@ fn find_cut(row: Row, lane: u32, mode: u32, target_sum: vec2<u32>) -> vec2<u32> 
         atomicStore(&bins_low[lane], 0u);
         atomicStore(&bins_high[lane], 0u);
         workgroupBarrier();
-        // Neighbours often share a digit: they are summed here before they queue for the bin.
-        var held = vec2<u32>();
-        var held_digit = 0u;
-        for (var id = lane; id < params.vocab; id += LANES) {
-            let element = ranked(row, id, mode);
-            var digit = 0u;
-            var belongs = true;
-            if (round < 4u) {
-                let shift = 24u - 8u * round;
-                digit = (element.x >> shift) & 0xffu;
-                // Two shifts: one of 32 bits would do nothing.
-                belongs = ((element.x ^ rank) >> shift) >> 8u == 0u;
-            } else {
-                let shift = 16u - 8u * (round - 4u);
-                let own = 0xffffffu - id;
-                digit = (own >> shift) & 0xffu;
-                belongs = element.x == rank && ((own ^ distance) >> shift) >> 8u == 0u;
+        var held = Held(0u, vec2<u32>());
+        for (var first = lane; first < params.vocab; first += 4u * LANES) {
+            let ids = four_ids(first);
+            let counts = there(first);
+            let a = ranked(row, ids.x, mode);
+            let b = ranked(row, ids.y, mode);
+            let c = ranked(row, ids.z, mode);
+            let d = ranked(row, ids.w, mode);
+            held = hold(held, a, ids.x, round, rank, distance);
+            if (counts.y) {
+                held = hold(held, b, ids.y, round, rank, distance);
             }
-            if (belongs && element.y > 0u) {
-                if (digit != held_digit) {
-                    add_to_bin(held_digit, held);
-                    held = vec2<u32>();
-                    held_digit = digit;
-                }
-                held = add64(held, vec2<u32>(element.y, 0u));
+            if (counts.z) {
+                held = hold(held, c, ids.z, round, rank, distance);
+            }
+            if (counts.w) {
+                held = hold(held, d, ids.w, round, rank, distance);
             }
         }
-        add_to_bin(held_digit, held);
+        add_to_bin(held.digit, held.sum);
         workgroupBarrier();
         if (lane == 0u) {
             choose_bin(rest);
@@ -202,8 +248,19 @@ fn find_cut(row: Row, lane: u32, mode: u32, target_sum: vec2<u32>) -> vec2<u32> 
 // Sum of all surviving weights, on every lane. Uniform control flow.
 fn total_weight(row: Row, lane: u32) -> vec2<u32> {
     var sum = vec2<u32>();
-    for (var id = lane; id < params.vocab; id += LANES) {
-        sum = add64(sum, vec2<u32>(weight_of(row, id), 0u));
+    for (var first = lane; first < params.vocab; first += 4u * LANES) {
+        let ids = four_ids(first);
+        let weights = vec4<u32>(
+            weight_of(row, ids.x),
+            weight_of(row, ids.y),
+            weight_of(row, ids.z),
+            weight_of(row, ids.w),
+        );
+        let counted = select(vec4<u32>(), weights, there(first));
+        sum = add64(sum, vec2<u32>(counted.x, 0u));
+        sum = add64(sum, vec2<u32>(counted.y, 0u));
+        sum = add64(sum, vec2<u32>(counted.z, 0u));
+        sum = add64(sum, vec2<u32>(counted.w, 0u));
     }
     atomicStore(&bins_low[lane], sum.x);
     atomicStore(&bins_high[lane], sum.y);

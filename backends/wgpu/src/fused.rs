@@ -267,17 +267,14 @@ impl<'a> Lowering<'a> {
         let slots_at = self.inputs.slots.get(layer.group).copied().unwrap_or_default();
         let mut params = self.attention_params(node)?;
         params.push(slots_at as u32);
-        let (q, k, angles) = match ropes.map(|[q, k]| (&self.node(q).op, &self.node(k).op)) {
-            Some((&Op::Rope { x: q, table, style, .. }, &Op::Rope { x: k, .. })) => {
-                let rotated = self.weight(node, table)?.spec.cols;
-                params.extend([rotated as u32, u32::from(style == RopeStyle::Interleaved)]);
-                (q, k, Some(table))
-            }
-            _ => {
-                params.extend([0, 0]);
-                (q, k, None)
-            }
-        };
+        let turns = ropes.map(|[q, k]| (&self.node(q).op, &self.node(k).op));
+        let (mut sources, mut angles, mut rotation) = ([q, k], None, [0, 0]);
+        if let Some((&Op::Rope { x: q, table, style, .. }, &Op::Rope { x: k, .. })) = turns {
+            let rotated = self.weight(node, table)?.spec.cols;
+            rotation = [rotated as u32, u32::from(style == RopeStyle::Interleaved)];
+            (sources, angles) = ([q, k], Some(table));
+        }
+        params.extend(rotation);
         // What stands for sinks and angles nobody reads must not be a buffer that is written.
         let other = self.unread(node)?;
         let kernel = formed("attention_one", Form::default());
@@ -285,12 +282,12 @@ impl<'a> Lowering<'a> {
             kernel: Kernel { constants: vec![("HEAD_DIM", head_dim as u32), ("AT_ONCE", 4)], ..kernel },
             params,
             bindings: vec![
-                self.value(q),
+                self.value(sources[0]),
                 whole(&pools.keys, true),
                 whole(&pools.values, true),
                 self.optional(node, sinks, other)?,
                 self.value(output(node)?),
-                self.value(k),
+                self.value(sources[1]),
                 self.value(v),
                 self.optional(node, angles, other)?,
             ],
