@@ -2,9 +2,9 @@
 //
 // q, out [heads * HEAD_DIM], k, v [kv heads * HEAD_DIM] f32 before rotation, angles as rope has them, pools as attention has
 // them. HEAD_DIM is a multiple of eight.
-// Grid: (heads) workgroups of 256, see attention_walk: AT_ONCE is 4. Each rotates its own query and its kv head's key, which it keeps for
-// itself, rounded as the pool has them; the first of the heads that share a kv head writes that to the pools, where
-// no workgroup of this dispatch reads it.
+// Grid: (heads) workgroups of 256, see attention_walk: AT_ONCE is 4. Each rotates its own query and its kv head's key, which
+// it keeps for itself, rounded as the pool has them; the first of the heads that share a kv head writes that to the
+// pools, where no workgroup of this dispatch reads it.
 // Composed as prelude + half + rotation + attention_walk + score_eights + this.
 
 struct Params {

@@ -157,12 +157,15 @@ fn walk_strand(view: View, strand: u32, thread: u32) -> Running {
         }
         scores[thread] = own;
         workgroupBarrier();
+        let total = running.total;
+        var shrink = 1.0;
         if (seen) {
             let highest = max(running.best, highest_of_tile(from_at));
-            weights[thread] = select(0.0, exp(own - highest), visible);
-            let shrink = exp(running.best - highest);
+            // The score as it was stored: a compiler must not join its last product with the difference.
+            weights[thread] = select(0.0, exp(scores[thread] - highest), visible);
+            shrink = exp(running.best - highest);
             running.best = highest;
-            running.total *= shrink;
+            running.total = 0.0;
             running.sum0 *= shrink;
             running.sum1 *= shrink;
             running.sum2 *= shrink;
@@ -171,6 +174,7 @@ fn walk_strand(view: View, strand: u32, thread: u32) -> Running {
         workgroupBarrier();
         if (seen) {
             running = add_tile(view, tile, from_at, lane, running);
+            running.total = fma(total, shrink, running.total);
         }
         // The next tile overwrites `slots` and `weights`, which a slower lane may still read.
         workgroupBarrier();

@@ -1,4 +1,5 @@
-// linear_one: linear for one row of x, with the residual that may follow: y[o] = residual[o] + (sum_i weight[o][i] * x[i] + bias[o])
+// linear_one: linear for one row of x, with the residual that may follow:
+//             y[o] = residual[o] + (sum_i weight[o][i] * x[i] + bias[o])
 //
 // x [cols] f32, weight [out, cols] in any format (whole), bias, residual, y [out] f32.
 // Grid: (ceil(out / 8)) workgroups of 256, see dot_one.

@@ -18,10 +18,10 @@ fn turn_of(element: u32) -> Turn {
     return Turn(element % half_width, half_width, element >= half_width);
 }
 
-// (a, b) -> (a cos - b sin, b cos + a sin), the half of it that `own` is.
+// (a, b) -> (a cos - b sin, b cos + a sin), the half of it that `own` is; the same bits wherever it is compiled.
 fn turned(own: f32, partner: f32, cosine: f32, sine: f32, second: bool) -> f32 {
     if (second) {
-        return own * cosine + partner * sine;
+        return fma(own, cosine, partner * sine);
     }
-    return own * cosine - partner * sine;
+    return fma(own, cosine, -(partner * sine));
 }

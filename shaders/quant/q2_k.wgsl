@@ -19,8 +19,8 @@ fn read_unit(row: u32, index: u32) -> Unit {
     let s_high = byte_of(subs, sub % 4u + 2u);
     let q_low = vec4<f32>(q & vec4<u32>(3u));
     let q_high = vec4<f32>((q >> vec4<u32>(2u)) & vec4<u32>(3u));
-    let low = scale.x * f32(s_low & 15u) * q_low - scale.y * f32(s_low >> 4u);
-    let high = scale.x * f32(s_high & 15u) * q_high - scale.y * f32(s_high >> 4u);
+    let low = fma(vec4<f32>(scale.x * f32(s_low & 15u)), q_low, vec4<f32>(-scale.y * f32(s_low >> 4u)));
+    let high = fma(vec4<f32>(scale.x * f32(s_high & 15u)), q_high, vec4<f32>(-scale.y * f32(s_high >> 4u)));
     let column = block * 256u + 128u * n + 32u * j + l;
     return Unit(low, high, column, column + 32u);
 }

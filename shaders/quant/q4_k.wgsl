@@ -26,8 +26,8 @@ fn read_unit(row: u32, index: u32) -> Unit {
     let words = vec3<u32>(load_word(at + 1u), load_word(at + 2u), load_word(at + 3u));
     let low_pair = scale * scale_pair(words, 2u * c);
     let high_pair = scale * scale_pair(words, 2u * c + 1u);
-    let low = low_pair.x * vec4<f32>(bytes & vec4<u32>(15u)) - low_pair.y;
-    let high = high_pair.x * vec4<f32>(bytes >> vec4<u32>(4u)) - high_pair.y;
+    let low = fma(vec4<f32>(low_pair.x), vec4<f32>(bytes & vec4<u32>(15u)), vec4<f32>(-low_pair.y));
+    let high = fma(vec4<f32>(high_pair.x), vec4<f32>(bytes >> vec4<u32>(4u)), vec4<f32>(-high_pair.y));
     let column = block * 256u + 64u * c + word % 8u * 4u;
     return Unit(low, high, column, column + 32u);
 }

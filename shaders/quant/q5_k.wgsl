@@ -30,8 +30,8 @@ fn read_unit(row: u32, index: u32) -> Unit {
     let high_pair = scale * scale_pair(words, 2u * c + 1u);
     let low_bits = (bytes & vec4<u32>(15u)) | ((fifth & vec4<u32>(1u)) << vec4<u32>(4u));
     let high_bits = (bytes >> vec4<u32>(4u)) | ((fifth & vec4<u32>(2u)) << vec4<u32>(3u));
-    let low = low_pair.x * vec4<f32>(low_bits) - low_pair.y;
-    let high = high_pair.x * vec4<f32>(high_bits) - high_pair.y;
+    let low = fma(vec4<f32>(low_pair.x), vec4<f32>(low_bits), vec4<f32>(-low_pair.y));
+    let high = fma(vec4<f32>(high_pair.x), vec4<f32>(high_bits), vec4<f32>(-high_pair.y));
     let column = block * 256u + 64u * c + word % 8u * 4u;
     return Unit(low, high, column, column + 32u);
 }

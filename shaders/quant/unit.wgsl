@@ -6,6 +6,7 @@
 // for row `row` of the slice and unit `index` of that row, from the operation's `load_word`, `tail_start` and `params`.
 // A slice is a plane of whole words, `params.row_words` per row, and for formats whose block is not a whole number of
 // words a second plane of block scales at word `tail_start()`, `params.tail_words` per row.
+// Where a product is followed by a sum a reader says fma: no compiler may choose, so every shader decodes the same bits.
 
 struct Unit {
     low: vec4<f32>,
