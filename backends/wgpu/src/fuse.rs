@@ -15,7 +15,7 @@ use crate::lower::{MAX_HEAD_DIM, ONE_ROWS_PER_WORKGROUP, WIDE_HEAD, is_wide};
 
 /// Most rows of a product in the shape for one row of x, which waits little for the weight but reads x more often, and whose
 /// every workgroup finds the norm in front of it for itself. A vocabulary is beyond it.
-const MAX_ROWS: usize = 32 << 10;
+const MAX_ROWS: usize = 16 << 10;
 /// Products of one dispatch.
 const MAX_LINEARS: usize = 3;
 

@@ -1,5 +1,6 @@
 //! The open device: buffers, waiting, and the one place where driver errors become `BackendError`s.
 
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use worker_orcd_core::BackendError;
@@ -51,6 +52,31 @@ impl Purpose {
             Self::Activations => "activations",
             Self::Workspace => "workspace",
         }
+    }
+}
+
+const PENDING: u8 = 0;
+const MAPPED: u8 = 1;
+const UNMAPPED: u8 = 2;
+
+/// How far the mapping of a buffer is.
+#[derive(Clone, Debug)]
+pub(crate) struct Mapping(Arc<AtomicU8>);
+
+impl Mapping {
+    /// Of a buffer that is mapped already.
+    pub(crate) fn done() -> Self {
+        Self(Arc::new(AtomicU8::new(MAPPED)))
+    }
+
+    /// The buffer goes to the device.
+    pub(crate) fn end(&self) {
+        self.0.store(UNMAPPED, Ordering::Release);
+    }
+
+    /// Whether the buffer is mapped, as far as known without waiting.
+    pub(crate) fn is_done(&self) -> bool {
+        self.0.load(Ordering::Acquire) == MAPPED
     }
 }
 
@@ -184,14 +210,26 @@ impl Gpu {
         }
     }
 
-    /// Starts mapping a buffer; the flag turns true once the bytes may be touched, after a later [`Self::wait_idle`].
-    pub(crate) fn map(buffer: &wgpu::Buffer, mode: wgpu::MapMode) -> Arc<std::sync::atomic::AtomicBool> {
-        let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let flag = Arc::clone(&done);
+    /// Starts mapping a buffer; [`Self::mapped`] waits until the bytes may be touched.
+    pub(crate) fn map(buffer: &wgpu::Buffer, mode: wgpu::MapMode) -> Mapping {
+        let mapping = Mapping(Arc::new(AtomicU8::new(PENDING)));
+        let state = Arc::clone(&mapping.0);
         buffer.map_async(mode, .., move |result| {
-            flag.store(result.is_ok(), std::sync::atomic::Ordering::Release);
+            state.store(if result.is_ok() { MAPPED } else { UNMAPPED }, Ordering::Release);
         });
-        done
+        mapping
+    }
+
+    /// Waits for everything submitted so far, and for the mapping's own word: another thread that waits on the device may
+    /// have taken it and not yet passed it on. False when the buffer is not mapped.
+    pub(crate) fn mapped(&self, mapping: &Mapping, label: &str) -> Result<bool, BackendError> {
+        loop {
+            self.wait_idle(label)?;
+            match mapping.0.load(Ordering::Acquire) {
+                PENDING => std::thread::yield_now(),
+                state => return Ok(state == MAPPED),
+            }
+        }
     }
 
     /// Writes `bytes` into a buffer again and again from its start to its end, in bounded pieces.

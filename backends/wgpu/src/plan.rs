@@ -1,8 +1,5 @@
 //! Compiled programs: bind groups and uniforms built once, one compute pass per step, one readback.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use wgpu::BufferUsages as Use;
 use worker_orcd_core::arena::{self, ArenaPlan};
 use worker_orcd_core::{
@@ -13,7 +10,7 @@ use worker_orcd_core::{
 use crate::NAME;
 use crate::cache::Cache;
 use crate::fuse::{Work, fuse, unfused};
-use crate::gpu::{Gpu, Purpose};
+use crate::gpu::{Gpu, Mapping, Purpose};
 use crate::inputs::InputsLayout;
 use crate::lower::{Dispatch, Lowering, sample_scratch};
 use crate::shader::ShaderCache;
@@ -32,8 +29,8 @@ pub(crate) struct Workspace {
     readback: wgpu::Buffer,
     /// One word per logit for `sample`.
     scratch: wgpu::Buffer,
-    /// Turns true once `staging` may be written; it is mapped whenever no step is in flight.
-    staging_ready: Arc<AtomicBool>,
+    /// Whether `staging` may be written; it is mapped whenever no step is in flight.
+    staging_mapping: Mapping,
     /// Host copy of the inputs.
     packed: Vec<u32>,
 }
@@ -100,7 +97,7 @@ impl Workspace {
             inputs: work("step.inputs", input_bytes, Use::STORAGE | Use::COPY_DST)?,
             readback: work("step.readback", output_bytes, Use::MAP_READ | Use::COPY_DST)?,
             scratch: work("sample.scratch", scratch_bytes, Use::STORAGE)?,
-            staging_ready: Arc::new(AtomicBool::new(true)),
+            staging_mapping: Mapping::done(),
             packed: vec![0; input_bytes as usize / 4],
         };
         for buffer in [&workspace.inputs, &workspace.scratch] {
@@ -125,10 +122,10 @@ impl Workspace {
         inputs: &StepInputs<'_>,
     ) -> Result<(), BackendError> {
         layout.pack(inputs, &mut self.packed);
-        if !self.staging_ready.load(Ordering::Acquire) {
+        if !self.staging_mapping.is_done() && !gpu.mapped(&self.staging_mapping, "step inputs")? {
             // A step failed between handing the buffer over and mapping it again.
-            self.staging_ready = Gpu::map(&self.staging, wgpu::MapMode::Write);
-            gpu.wait_idle("step inputs")?;
+            self.staging_mapping = Gpu::map(&self.staging, wgpu::MapMode::Write);
+            gpu.mapped(&self.staging_mapping, "step inputs")?;
         }
         let bytes = bytemuck::cast_slice(&self.packed[..layout.words]);
         let mut view = self
@@ -137,7 +134,7 @@ impl Workspace {
             .map_err(|error| execution("step inputs", error.to_string()))?;
         view.copy_from_slice(bytes);
         drop(view);
-        self.staging_ready.store(false, Ordering::Release);
+        self.staging_mapping.end();
         self.staging.unmap();
         Ok(())
     }
@@ -307,9 +304,8 @@ impl Plan {
         outputs: &mut StepOutputs,
     ) -> Result<(), BackendError> {
         let readable = Gpu::map(&workspace.readback, wgpu::MapMode::Read);
-        workspace.staging_ready = Gpu::map(&workspace.staging, wgpu::MapMode::Write);
-        gpu.wait_idle(self.program.name())?;
-        if !readable.load(Ordering::Acquire) {
+        workspace.staging_mapping = Gpu::map(&workspace.staging, wgpu::MapMode::Write);
+        if !gpu.mapped(&readable, self.program.name())? {
             return Err(execution(self.program.name(), "the outputs could not be mapped".into()));
         }
         let read = self.read(workspace, counts, outputs);

@@ -1,7 +1,6 @@
 //! Time per part of a plan: timestamps around each part's own pass where the device has them, else a clock around its own
 //! submission. Its query buffers are made for the call; serving never profiles.
 
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use wgpu::BufferUsages as Use;
@@ -82,8 +81,7 @@ fn by_timestamps(
     encoder.copy_buffer_to_buffer(&resolved, 0, &readback, 0, bytes);
     gpu.queue.submit([encoder.finish()]);
     let readable = Gpu::map(&readback, wgpu::MapMode::Read);
-    gpu.wait_idle("profile")?;
-    if !readable.load(Ordering::Acquire) {
+    if !gpu.mapped(&readable, "profile")? {
         return Err(execution("profile", "the timestamps could not be mapped".into()));
     }
     let view = readback.get_mapped_range(..).map_err(|error| execution("profile", error.to_string()))?;
