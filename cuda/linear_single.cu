@@ -49,12 +49,12 @@ __device__ __forceinline__ void multiply_products(const LinearSingleArgs& args) 
     const auto first_of = [&](u32 product) { return product == 0 ? 0 : args.products[product - 1].end_tile; };
     HeldQuads factors;
     factors.load(args.x.norm, 0, blocks * 8);
-    if (threadIdx.x == 0) {
-        // A bias lies far away, and its reader holds up its CTA.
-        const u32 index = product_of(tile_at(0));
-        const float* bias = args.products[index].bias;
-        if (bias) prefetch_to_l2(bias + (tile_at(0) - first_of(index)) * 32);
-    }
+    const SingleProduct& first = args.products[product_of(tile_at(0))];
+    const u32 first_row = (tile_at(0) - first_of(product_of(tile_at(0)))) * 32;
+    __shared__ float first_rows[2][32];
+    FirstRows bias(first_rows[0]);
+    FirstRows residual(first_rows[1]);
+    bias.load(first.bias, first_row, first.outputs);
     single_product<FORMAT, RING_BYTES_OF_HOST>(
         x, blocks, (args.tiles - blockIdx.x + gridDim.x - 1) / gridDim.x, 1,
         [&](u32 i) {
@@ -67,6 +67,9 @@ __device__ __forceinline__ void multiply_products(const LinearSingleArgs& args) 
             if (live == 0) return false;
             HeldRecords held;
             held.load(args.x, blocks);
+            residual.load(args.residual, first_row, first.outputs);
+            bias.keep();
+            residual.keep();
             fill_activations(x, args.x, blocks, held, factors, args.eps, blockIdx.x == 0 ? args.normed : 0);
             return true;
         },
@@ -75,8 +78,8 @@ __device__ __forceinline__ void multiply_products(const LinearSingleArgs& args) 
             const SingleProduct& product = args.products[index];
             const u32 output = (tile_at(i) - first_of(index)) * 32 + row;
             if (output >= product.outputs) return;
-            if (product.bias) sum += product.bias[output];
-            if (args.residual) sum += args.residual[output];
+            if (product.bias) sum += bias.of(i, row, product.bias, output);
+            if (args.residual) sum += residual.of(i, row, args.residual, output);
             product.y[output] = sum;
         });
 }

@@ -4,7 +4,8 @@
 // Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id> and a name for each kernel.
 //   pair:        grid (row tiles, most pairs): one pair per CTA, for one token. Reads each chosen expert once.
 //   split, 1, 2: grid (row tiles, experts): a CTA finds the pairs of its expert and takes them 8 NT at a time. Each
-//                touched expert is read once from memory, again from L2 where it has more pairs.
+//                touched expert is read once from memory, again from L2 where it has more pairs; where nearly all are
+//                touched, from before the previous kernel has ended on.
 //   sweep:       grid (ceil(row tiles / 8), experts, column groups) over pairs sorted by moe_linear_route.
 // A pair's result has the same bits in all of them (common/tile.cuh).
 #include "common/moe_linear_args.cuh"
@@ -31,15 +32,18 @@ template <int NT>
 __device__ __forceinline__ void moe_split(const MoeLinearArgs& args) {
     __shared__ SplitShared<NT> shared;
     __shared__ ScannedPairs found;
+    const u32 expert = blockIdx.y;
+    const u64 row_tile = (u64)expert * args.weight.row_tiles + blockIdx.x;
+    const u32 tokens = *args.routing.tokens;
+    const bool early = wants_nearly_all(args.routing, tokens);
+    Window<WEIGHT_FORMAT> window;
+    if (early) open_slice(window, args.weight, row_tile);
     wait_for_previous_kernel();
     allow_next_kernel();
-    const u32 expert = blockIdx.y;
-    scan_pairs(args.routing, expert, found);
-    const u64 row_tile = (u64)expert * args.weight.row_tiles + blockIdx.x;
+    scan_pairs(args.routing, tokens, expert, found);
     for (u32 first = 0; first < found.count; first += 8 * NT) {
         const u32 columns = found.count - first;
-        Window<WEIGHT_FORMAT> window;
-        open_slice(window, args.weight, row_tile);
+        if (first > 0 || !early) open_slice(window, args.weight, row_tile);
         split_product<WEIGHT_FORMAT, NT>(
             window, args.weight, row_tile, args.x, columns, shared,
             [&](u32 column) { return activation_row(args.routing, found.pairs[first + column]); },

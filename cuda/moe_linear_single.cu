@@ -88,26 +88,30 @@ KERNEL(MOE_LINEAR_GATED, MoeLinearGatedArgs, SINGLE_THREADS, FORMAT_CTAS) {
     // Gate and up take turns.
     const auto tile_at = [&](u32 i) { return blockIdx.x + i / 2 * gridDim.x; };
     float gate = 0.0f;
-    // Biases lie far away, and their reader holds up its CTA.
-    if (threadIdx.x == 0 && args.gate_bias) prefetch_to_l2(args.gate_bias + expert * args.outputs + tile_at(0) * 32);
-    if (threadIdx.x == 32 && args.up_bias) prefetch_to_l2(args.up_bias + expert * args.outputs + tile_at(0) * 32);
+    const auto of_expert = [&](const float* biases) { return biases ? biases + expert * args.outputs : biases; };
+    __shared__ float first_rows[2][32];
+    FirstRows gate_bias(first_rows[0]);
+    FirstRows up_bias(first_rows[1]);
+    gate_bias.load(of_expert(args.gate_bias), tile_at(0) * 32, args.outputs);
+    up_bias.load(of_expert(args.up_bias), tile_at(0) * 32, args.outputs);
     single_product<WEIGHT_FORMAT, RING_BYTES>(
         x, blocks, (row_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x * 2, 2,
         [&](u32 i) { return SinglePass{i % 2 == 0 ? &args.gate : &args.up, expert * row_tiles + tile_at(i)}; },
         [&] {
             HeldQuads none;
+            gate_bias.keep();
+            up_bias.keep();
             fill_activations(x, args.x, blocks, held, none, 0.0f, 0);
             return true;
         },
         [&](u32 i, u32 row, float sum) {
             const u32 output = tile_at(i) * 32 + row;
             if (output >= args.outputs) return;
-            const float* bias = i % 2 == 0 ? args.gate_bias : args.up_bias;
-            if (bias) sum += bias[expert * args.outputs + output];
             if (i % 2 == 0) {
-                gate = sum;
+                gate = args.gate_bias ? sum + gate_bias.of(i / 2, row, of_expert(args.gate_bias), output) : sum;
                 return;
             }
+            if (args.up_bias) sum += up_bias.of(i / 2, row, of_expert(args.up_bias), output);
             const float value = gated(args.kind, args.alpha, args.limit, gate, sum);
             if (args.y) args.y[k * args.outputs + output] = value;
             // The outputs are whole tiles then, and a tile is a record.
@@ -140,7 +144,10 @@ KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, FORMAT_CTAS) 
     if (!args.early) wait_for_previous_kernel();
     const u64 expert = live > 0 ? expert_at(args.experts, k, args.expert_count) : 0;
     const auto tile_at = [&](u32 i) { return blockIdx.x + i * gridDim.x; };
-    if (threadIdx.x == 0 && args.bias) prefetch_to_l2(args.bias + expert * args.outputs + tile_at(0) * 32);
+    const auto of_expert = [&](const float* biases) { return biases ? biases + expert * args.outputs : biases; };
+    __shared__ float first_rows[32];
+    FirstRows bias(first_rows);
+    bias.load(of_expert(args.bias), tile_at(0) * 32, args.outputs);
     SingleInput own = args.x;
     if (own.codes) {
         own.codes += (u64)k * blocks * ACTIVATION_CODE_BYTES;
@@ -156,6 +163,7 @@ KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, FORMAT_CTAS) 
             if (live == 0) return false;
             HeldRecords held;
             held.load(own, blocks);
+            bias.keep();
             HeldQuads none;
             fill_activations(x, own, blocks, held, none, 0.0f, 0);
             return true;
@@ -164,7 +172,7 @@ KERNEL(MOE_LINEAR_COMBINED, MoeLinearCombinedArgs, SINGLE_THREADS, FORMAT_CTAS) 
             const u32 output = tile_at(i) * 32 + row;
             const bool exists = output < args.outputs;
             if (exists) {
-                if (args.bias) sum += args.bias[expert * args.outputs + output];
+                if (args.bias) sum += bias.of(i, row, of_expert(args.bias), output);
                 args.products[k * args.outputs + output] = sum;
             }
             // The last expert's warp to arrive adds them all.

@@ -31,18 +31,22 @@ struct MoeLinearSplitGatedArgs {
 KERNEL(MOE_LINEAR_SPLIT_GATED, MoeLinearSplitGatedArgs, PRODUCT_THREADS, (Codec<WEIGHT_FORMAT>::HALVES ? 1 : 2)) {
     __shared__ SplitShared<1> shared;
     __shared__ ScannedPairs found;
-    wait_for_previous_kernel();
-    allow_next_kernel();
     const u32 expert = blockIdx.y;
-    scan_pairs(args.routing, expert, found);
     const u32 row_tiles = args.gate.row_tiles;
     const u64 row_tile = (u64)expert * row_tiles + blockIdx.x;
+    const u32 tokens = *args.routing.tokens;
+    // Super-blocks' records would cost more registers than there are.
+    const bool early = !Codec<WEIGHT_FORMAT>::SUPER && wants_nearly_all(args.routing, tokens);
+    Window<WEIGHT_FORMAT> window;
+    if (early) open_slice(window, args.gate, row_tile);
+    wait_for_previous_kernel();
+    allow_next_kernel();
+    scan_pairs(args.routing, tokens, expert, found);
     const u64 bias = row_tile * 32 + threadIdx.x % 32;
     for (u32 first = 0; first < found.count; first += 8) {
         const u32 columns = found.count - first;
         const auto row_of = [&](u32 column) { return activation_row(args.routing, found.pairs[first + column]); };
-        Window<WEIGHT_FORMAT> window;
-        open_slice(window, args.gate, row_tile);
+        if (first > 0 || !early) open_slice(window, args.gate, row_tile);
         // Each thread gets one sum of either product: the same row and column.
         float gate = 0.0f;
         split_product<WEIGHT_FORMAT, 1>(window, args.gate, row_tile, args.x, columns, shared, row_of,

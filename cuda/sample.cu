@@ -36,9 +36,23 @@ struct SampleArgs {
     u32 reserved;
 };
 
+// A thread's logits of a tile, all asked for before the first is used; beyond `end` the lowest number.
+struct HeldLogits {
+    static constexpr u32 COUNT = TILE / 256;
+    float at[COUNT];
+
+    __device__ __forceinline__ HeldLogits(const float* logits, u32 first, u32 end) {
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) at[i] = id(first, i) < end ? logits[id(first, i)] : -INFINITY_F32;
+    }
+
+    static __device__ __forceinline__ u32 id(u32 first, u32 i) { return first + i * 256 + threadIdx.x; }
+};
+
 KERNEL(sample_max, SampleArgs, 256) {
     __shared__ u64 partials[32];
     wait_for_previous_kernel();
+    allow_next_kernel();
     const u32 row = blockIdx.y;
     if (row >= *args.rows) return;
     const u64 base = (u64)row * args.vocab;
@@ -60,9 +74,12 @@ KERNEL(sample_max, SampleArgs, 256) {
         logits = penalised;
     }
     u64 best = 0;
-    for (u32 id = first + threadIdx.x; id < end; id += 256) {
-        const float logit = logits[id];
-        const u64 key = logit < INFINITY_F32 ? ranked(ordered_key(logit), id) : UNUSABLE;
+    const HeldLogits held(logits, first, end);
+#pragma unroll
+    for (u32 i = 0; i < HeldLogits::COUNT; ++i) {
+        // Ties go to ids that exist.
+        const float logit = held.at[i];
+        const u64 key = logit < INFINITY_F32 ? ranked(ordered_key(logit), held.id(first, i)) : UNUSABLE;
         best = key > best ? key : best;
     }
     best = cta_max<256>(best, partials);
@@ -84,6 +101,7 @@ __device__ __forceinline__ u64 row_best(const SampleArgs& args, u32 row, u64* pa
 KERNEL(sample_weigh, SampleArgs, 256) {
     __shared__ u64 partials[32];
     wait_for_previous_kernel();
+    allow_next_kernel();
     const u32 row = blockIdx.y;
     if (row >= *args.rows) return;
     const PreparedRow& parameters = args.sampling[row];
@@ -96,8 +114,12 @@ KERNEL(sample_weigh, SampleArgs, 256) {
     const u32 first = blockIdx.x * TILE;
     const u32 end = min(first + TILE, args.vocab);
     u64 total = 0;
-    for (u32 id = first + threadIdx.x; id < end; id += 256) {
-        u32 weight = exp_weight(__fmul_rn(__fsub_rn(largest, logits[id]), parameters.scale));
+    const HeldLogits held(logits, first, end);
+#pragma unroll
+    for (u32 i = 0; i < HeldLogits::COUNT; ++i) {
+        const u32 id = HeldLogits::id(first, i);
+        if (id >= end) break;
+        u32 weight = exp_weight(__fmul_rn(__fsub_rn(largest, held.at[i]), parameters.scale));
         if (weight < parameters.min_weight) weight = 0;
         args.weights[base + id] = weight;
         total += weight;
@@ -272,6 +294,7 @@ __device__ __forceinline__ void keep_top_p(Survivors& row, u32 top_p, u64 total,
 KERNEL(sample_draw, SampleArgs, DRAW_THREADS, 1) {
     __shared__ DrawShared shared;
     wait_for_previous_kernel();
+    allow_next_kernel();
     const u32 row_index = blockIdx.x;
     if (row_index >= *args.rows) return;
     const PreparedRow& parameters = args.sampling[row_index];

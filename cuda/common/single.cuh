@@ -67,7 +67,7 @@ struct HeldQuads {
 
 // The first records of a row, on their way.
 struct HeldRecords {
-    static constexpr u32 COUNT = 3;
+    static constexpr u32 COUNT = 5;
     Words4 at[COUNT];
 
     // Part `index` of the row's `blocks` records: all codes, then all sums.
@@ -134,6 +134,30 @@ __device__ __forceinline__ void fill_activations(const SingleActivations& out, c
     }
     __syncthreads();
 }
+
+// What is added to each row of a CTA's first tile: asked for long before, since it lies far away and its reader would hold up
+// the CTA. Kept in shared memory until then; readers pass a barrier between `keep` and `of`.
+struct FirstRows {
+    float* kept;  // shared, 32 floats
+    float value;
+
+    __device__ __forceinline__ FirstRows(float* shared) : kept(shared), value(0.0f) {}
+
+    // Rows `first` to `first + 31`, as far as they are before `end`, of `rows` or nothing.
+    __device__ __forceinline__ void load(const float* rows, u32 first, u32 end) {
+        const u32 row = first + threadIdx.x;
+        if (rows && threadIdx.x < 32 && row < end) value = rows[row];
+    }
+
+    __device__ __forceinline__ void keep() const {
+        if (threadIdx.x < 32) kept[threadIdx.x] = value;
+    }
+
+    // Of `row`, which is `in_tile` of the `i`-th tile.
+    __device__ __forceinline__ float of(u32 i, u32 in_tile, const float* rows, u32 row) const {
+        return i == 0 ? kept[in_tile] : rows[row];
+    }
+};
 
 // Which row tile of which weight is multiplied.
 struct SinglePass {
