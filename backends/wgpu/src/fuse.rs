@@ -211,22 +211,18 @@ impl<'p, 'w> Fusing<'p, 'w> {
     fn attentions(&mut self) {
         for attention in 0..self.count() {
             let Op::Attention { q, layer, head_dim, .. } = self.node(attention).op else { continue };
-            let writes =
-                |index: &usize| matches!(self.node(*index).op, Op::KvWrite { layer: at, .. } if at == layer);
-            let Some(write) = (0..attention).rfind(writes) else { continue };
-            let fits = head_dim.is_multiple_of(WIDE_HEAD) && head_dim <= MAX_HEAD_DIM;
-            if fits && !self.taken[write] && !self.read_between(layer, write, attention) {
+            // The last that touches the layer's cache before: a write nobody has read yet.
+            let touches = |index: &usize| match self.node(*index).op {
+                Op::KvWrite { layer: at, .. } | Op::Attention { layer: at, .. } => at == layer,
+                _ => false,
+            };
+            let Some(write) = (0..attention).rfind(touches) else { continue };
+            let writes = matches!(self.node(write).op, Op::KvWrite { .. });
+            if writes && head_dim.is_multiple_of(WIDE_HEAD) && head_dim <= MAX_HEAD_DIM {
                 let ropes = self.ropes(q, write, attention);
                 self.take(Work::Attention { ropes, write, attention });
             }
         }
-    }
-
-    /// Whether another attention reads the layer between two nodes, or a second one would need the write.
-    fn read_between(&self, layer: KvLayer, write: usize, attention: usize) -> bool {
-        let reads =
-            |index: &usize| matches!(self.node(*index).op, Op::Attention { layer: at, .. } if at == layer);
-        (write..attention).any(|index| reads(&index))
     }
 
     /// The rotations of q and k, when both are nobody else's and alike.

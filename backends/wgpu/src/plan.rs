@@ -82,7 +82,7 @@ impl Workspace {
     ) -> Result<Self, BackendError> {
         let largest = |size: &dyn Fn(&Program) -> usize| programs.iter().map(size).max().unwrap_or(0) as u64;
         let layout = cache.map(|cache| &cache.layout);
-        let arena_bytes = largest(&|program| places(program).bytes);
+        let arena_bytes = largest(&|program| places(program, gpu.fuses).bytes);
         let input_bytes = largest(&|program| InputsLayout::of(program, layout).words * 4);
         let output_bytes = largest(&|program| {
             let bytes = |&id: &ValueId| readback_stride(program.value(id).bytes(program.shape()) as u64);
@@ -161,10 +161,10 @@ fn scratch_bytes(program: &Program) -> usize {
     program.nodes().iter().map(|node| bytes(&node.op)).max().unwrap_or(0)
 }
 
-/// Where the values of `program` live. In steps of one token, whose fused dispatches read and write what several nodes
+/// Where the values of `program` live. In fused steps of one token, whose dispatches read and write what several nodes
 /// would, every value has a place of its own; they are small.
-fn places(program: &Program) -> ArenaPlan {
-    if program.shape().tokens != 1 {
+fn places(program: &Program, fused: bool) -> ArenaPlan {
+    if program.shape().tokens != 1 || !fused {
         return arena::plan(program);
     }
     let mut bytes = 0;
@@ -199,7 +199,7 @@ impl Plan {
         weights: &[Weight],
         cache: Option<&Cache>,
     ) -> Result<Self, BackendError> {
-        let places = places(program);
+        let places = places(program, gpu.fuses);
         let inputs = InputsLayout::of(program, cache.map(|cache| &cache.layout));
         let lowering = Lowering {
             program,
