@@ -9,7 +9,7 @@
 //! A fused dispatch reads its operands at the place of its last operation or writes results at that of its first, so the
 //! values of such steps never share memory (`plan::places`).
 
-use worker_orcd_core::{DType, KvLayer, Node, Op, Program, ValueId, WeightId, WeightSpec};
+use worker_orcd_core::{DType, Node, Op, Program, ValueId, WeightId, WeightSpec};
 
 use crate::lower::{MAX_HEAD_DIM, ONE_ROWS_PER_WORKGROUP, WIDE_HEAD, is_wide};
 
@@ -310,7 +310,7 @@ impl<'p, 'w> Fusing<'p, 'w> {
 
 #[cfg(test)]
 mod tests {
-    use worker_orcd_core::{BackendError, ProgramBuilder, RopeStyle, StepShape, SwiGluKind};
+    use worker_orcd_core::{BackendError, KvLayer, ProgramBuilder, RopeStyle, StepShape, SwiGluKind};
 
     use super::*;
 
