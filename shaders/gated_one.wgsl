@@ -1,19 +1,19 @@
 // gated_one: swiglu of two linears of one row of x: y[o] = swiglu(gate[o] . x + bias, up[o] . x + bias)
 //
-// Dense, or with experts: then y [top_k * out], and pair k reads the rows of expert experts[k]. The matrices share a format.
+// Dense, or with experts: then y [top_k * out], and pair k reads the rows of expert experts[k].
 // x [cols] f32, gate and up [out, cols] or [experts, out, cols] (whole), their biases [out] or [experts, out], y f32.
 // Grid: (ceil(out / 8), 1 or top_k) workgroups of 256, see dot_one.
-// Composed as prelude + quant/<format> + weight_three + rows_{vec4,ragged} + input_{plain,normed} + dot_one + activation
+// Composed as prelude + quant/<formats> + weight_three + rows_{vec4,ragged} + input_{plain,normed} + dot_one + activation
 // + this; the third matrix is not there.
 
 struct Params {
-    // Start of the tail plane, by matrix.
+    // By matrix: words per row, start of the tail plane, its words per row.
+    row_words: vec4<u32>,
     tail_at: vec4<u32>,
+    tail_words: vec4<u32>,
     cols: u32,
-    // Units of eight columns per weight row, words per row of both planes.
+    // Units of eight columns per weight row.
     units: u32,
-    row_words: u32,
-    tail_words: u32,
     // Rows of one matrix: of one expert's, if there are experts.
     out: u32,
     has_experts: u32,

@@ -1,23 +1,24 @@
-// linear_group: two or three linears of one row of x at once, of matrices that share a format
+// linear_group: two or three linears of one row of x at once, of one format or two
 //
 // x [cols] f32, weight0..2 [out, cols] (whole matrices), bias0..2, y0..2 [out] f32.
 // Grid: workgroups of 256 with eight rows each, see dot_one; those of the first matrix, then the second's, then the third's.
-// Composed as prelude + quant/<format> + weight_three + rows_{vec4,ragged} + input_{plain,normed} + dot_one + this.
+// Composed as prelude + quant/<formats> + weight_three + rows_{vec4,ragged} + input_{plain,normed} + dot_one + this.
 
 struct Params {
-    // By matrix: rows, start of the tail plane, first workgroup (beyond the grid for a matrix that is not there).
+    // By matrix: rows, first workgroup (beyond the grid for a matrix that is not there), words per row, start of the tail
+    // plane, its words per row.
     rows: vec4<u32>,
-    tail_at: vec4<u32>,
     first_group: vec4<u32>,
+    row_words: vec4<u32>,
+    tail_at: vec4<u32>,
+    tail_words: vec4<u32>,
     // Bit by matrix.
     has_bias: u32,
     // Word of `inputs` with the actual number of rows of x.
     rows_at: u32,
     cols: u32,
-    // Units of eight columns per weight row, words per row of both planes.
+    // Units of eight columns per weight row.
     units: u32,
-    row_words: u32,
-    tail_words: u32,
     // Of the norm in front, if there is one.
     eps: f32,
 }

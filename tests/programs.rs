@@ -103,12 +103,13 @@ fn fused_steps_have_the_bits_of_single_operations() {
         let (fused, parts) = steps_of_one(&test, true);
         let (single, operations) = steps_of_one(&test, false);
         assert!(fused == single, "{architecture}: fused steps have other logits");
-        let of_layer = |labels: &[String]| -> Vec<String> {
-            labels.iter().filter(|label| label.starts_with("layers.1.")).cloned().collect()
+        let of_layers = |labels: &[String]| -> Vec<String> {
+            labels.iter().filter(|label| label.starts_with("layers.")).cloned().collect()
         };
-        let (parts, operations) = (of_layer(&parts), of_layer(&operations));
-        eprintln!("{architecture}: {} of {} in a layer", parts.len(), operations.len());
-        assert_eq!(parts.len(), per_layer, "{architecture}: {parts:#?}");
+        let (parts, operations) = (of_layers(&parts), of_layers(&operations));
+        let layers = test.model.config().num_layers;
+        eprintln!("{architecture}: {} of {} in {layers} layers", parts.len(), operations.len());
+        assert_eq!(parts.len(), per_layer * layers, "{architecture}: {parts:#?}");
     }
 }
 

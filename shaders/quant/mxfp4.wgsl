@@ -15,11 +15,11 @@ fn e8m0(exponent: u32) -> f32 {
     return bitcast<f32>(select(exponent << 23u, 0x00400000u, exponent == 0u));
 }
 
-fn read_unit(row: u32, index: u32) -> Unit {
+fn read_mxfp4(row: u32, index: u32) -> Unit {
     let block = index / 4u;
     let column = block * 32u + index % 4u * 4u;
-    let bytes = bytes_of(load_word(row * params.row_words + index));
-    let scales = load_word(tail_start() + row * params.tail_words + block / 4u);
+    let bytes = bytes_of(load_word(row * row_words() + index));
+    let scales = load_word(tail_start() + row * tail_words() + block / 4u);
     let scale = e8m0(byte_of(scales, block % 4u));
     let low = e2m1(bytes & vec4<u32>(15u)) * scale;
     let high = e2m1(bytes >> vec4<u32>(4u)) * scale;

@@ -3,11 +3,11 @@
 // sub-scale is 8n + 2j + l / 16.
 // Unit: two of the four j of one word of q.
 
-fn read_unit(row: u32, index: u32) -> Unit {
+fn read_q2_k(row: u32, index: u32) -> Unit {
     let block = index / 32u;
     let word = index % 32u / 2u;
     let j = index % 2u * 2u;
-    let at = row * params.row_words + block * 21u;
+    let at = row * row_words() + block * 21u;
     let n = word / 8u;
     let l = word % 8u * 4u;
     let q = bytes_of(load_word(at + 4u + word)) >> vec4<u32>(2u * j);

@@ -2,10 +2,10 @@
 // to element e), then 4 words of nibbles; d (f16) in the tail plane.
 // Unit: one word of nibbles; low nibbles are columns 4j.. of the block, high nibbles columns 16 + 4j...
 
-fn read_unit(row: u32, index: u32) -> Unit {
+fn read_q5_0(row: u32, index: u32) -> Unit {
     let block = index / 4u;
     let element = index % 4u * 4u;
-    let at = row * params.row_words + block * 5u;
+    let at = row * row_words() + block * 5u;
     let fifth = vec4<u32>(load_word(at)) >> (vec4<u32>(element) + vec4<u32>(0u, 1u, 2u, 3u));
     let bytes = bytes_of(load_word(at + 1u + index % 4u));
     let d = tail_half(row, block);

@@ -2,10 +2,10 @@
 // word belongs to element e), then 4 words of nibbles.
 // Unit: one word of nibbles; low nibbles are columns 4j.. of the block, high nibbles columns 16 + 4j...
 
-fn read_unit(row: u32, index: u32) -> Unit {
+fn read_q5_1(row: u32, index: u32) -> Unit {
     let block = index / 4u;
     let element = index % 4u * 4u;
-    let at = row * params.row_words + block * 6u;
+    let at = row * row_words() + block * 6u;
     let scale = unpack2x16float(load_word(at));
     let fifth = vec4<u32>(load_word(at + 1u)) >> (vec4<u32>(element) + vec4<u32>(0u, 1u, 2u, 3u));
     let bytes = bytes_of(load_word(at + 2u + index % 4u));

@@ -2,10 +2,11 @@
 //
 // A unit is eight columns of one weight row, as two runs of four: the smallest piece one lane decodes. Formats that
 // keep two elements per byte give the low nibbles as one run and the high nibbles as the other. A reader gives
-//   fn read_unit(row: u32, index: u32) -> Unit
-// for row `row` of the slice and unit `index` of that row, from the operation's `load_word`, `tail_start` and `params`.
-// A slice is a plane of whole words, `params.row_words` per row, and for formats whose block is not a whole number of
-// words a second plane of block scales at word `tail_start()`, `params.tail_words` per row.
+//   fn read_<format>(row: u32, index: u32) -> Unit
+// for row `row` of the slice and unit `index` of that row; where the slice lies, weight_* tell it. What they call
+// `read_first` and `read_second` are the readers of the formats a shader is composed with.
+// A slice is a plane of whole words, `row_words()` per row, and for formats whose block is not a whole number of
+// words a second plane of block scales at word `tail_start()`, `tail_words()` per row.
 // Where a product is followed by a sum a reader says fma: no compiler may choose, so every shader decodes the same bits.
 
 struct Unit {
@@ -32,6 +33,6 @@ fn byte_of(word: u32, index: u32) -> u32 {
 
 // The f16 scale of block `block` in the tail plane.
 fn tail_half(row: u32, block: u32) -> f32 {
-    let both = unpack2x16float(load_word(tail_start() + row * params.tail_words + block / 2u));
+    let both = unpack2x16float(load_word(tail_start() + row * tail_words() + block / 2u));
     return select(both.x, both.y, block % 2u == 1u);
 }

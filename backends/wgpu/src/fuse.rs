@@ -24,9 +24,9 @@ const MAX_LINEARS: usize = 3;
 pub(crate) enum Work {
     /// A node by itself.
     Node(usize),
-    /// Linears of one row of x: one with or without a residual, or up to three of one format.
+    /// Linears of one row of x: one with or without a residual, or up to three, those of a second format last.
     Linears { norm: Option<usize>, linears: Vec<usize>, residual: Option<usize> },
-    /// Two products of one format and the gated activation behind them.
+    /// Two products and the gated activation behind them.
     Gated { norm: Option<usize>, gate: usize, up: usize, act: usize },
     /// The experts' last product, their weighted sum and the residual.
     ExpertsSum { down: usize, combine: usize, residual: Option<usize> },
@@ -172,7 +172,7 @@ impl<'p, 'w> Fusing<'p, 'w> {
             let Op::SwiGlu { gate, up, .. } = self.node(act).op else { continue };
             let (Some(gate), Some(up)) = (self.private(gate, act), self.private(up, act)) else { continue };
             let (Some(a), Some(b)) = (self.product(gate), self.product(up)) else { continue };
-            if gate != up && (a.0, a.1, a.2.dtype) == (b.0, b.1, b.2.dtype) {
+            if gate != up && (a.0, a.1) == (b.0, b.1) {
                 self.take(Work::Gated { norm: None, gate, up, act });
             }
         }
@@ -244,12 +244,16 @@ impl<'p, 'w> Fusing<'p, 'w> {
                 continue;
             }
             let Some((x, spec)) = self.linear(first) else { continue };
-            let dtype: DType = spec.dtype;
-            let beside = |&index: &usize| {
+            let beside = |index: usize| {
                 let other = self.linear(index).filter(|_| !self.taken[index]);
-                other.is_some_and(|(from, spec)| from == x && spec.dtype == dtype)
+                other.filter(|(from, _)| *from == x).map(|(_, spec)| (index, spec.dtype))
             };
-            let linears: Vec<usize> = (first..self.count()).filter(beside).take(MAX_LINEARS).collect();
+            let found: Vec<(usize, DType)> = (first..self.count()).filter_map(beside).collect();
+            let (mut linears, others): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|(_, dtype)| *dtype == spec.dtype);
+            let second = others.first().map(|(_, dtype)| *dtype);
+            linears.extend(others.into_iter().filter(|(_, dtype)| Some(*dtype) == second));
+            let linears: Vec<usize> = linears.into_iter().map(|(index, _)| index).take(MAX_LINEARS).collect();
             if linears.len() > 1 {
                 self.take(Work::Linears { norm: None, linears, residual: None });
             }
@@ -453,8 +457,14 @@ mod tests {
     }
 
     #[test]
-    fn other_formats_and_weights_in_slices_go_by_themselves() {
-        let works = fused(&specs(DType::Q8_0), 1, "", None);
+    fn third_formats_and_weights_in_slices_go_by_themselves() {
+        assert!(
+            fused(&specs(DType::Q8_0), 1, "", None).contains(&"norm+q+k+v".into()),
+            "two formats are one work"
+        );
+        let mut three = specs(DType::Q8_0);
+        three[3] = WeightSpec::matrix("k", DType::Q5_0, HIDDEN, HIDDEN);
+        let works = fused(&three, 1, "", None);
         assert!(works.contains(&"norm+q+k".into()) && works.contains(&"norm+v".into()), "{works:?}");
         let works = fused(&specs(DType::Q4_0), 1, "", Some(4));
         assert!(works.contains(&"norm".into()) && works.contains(&"q+k".into()), "{works:?}");

@@ -1,6 +1,6 @@
 //! Dispatches of fused work.
 
-use worker_orcd_core::{BackendError, Node, Op, RopeStyle, SwiGluKind, ValueId, WeightId};
+use worker_orcd_core::{BackendError, DType, Node, Op, RopeStyle, SwiGluKind, ValueId, WeightId};
 
 use crate::fuse::Work;
 use crate::lower::{
@@ -98,7 +98,7 @@ impl<'a> Lowering<'a> {
             self.value(residual.unwrap_or(out)),
         ];
         Ok(vec![Dispatch {
-            kernel: one_row_kernel("linear_one", weight, front.norm.is_some()),
+            kernel: one_row_kernel("linear_one", weight, front.norm.is_some(), None),
             params,
             bindings,
             workgroups: [weight.spec.rows.div_ceil(ONE_ROWS_PER_WORKGROUP), 1, 1],
@@ -115,44 +115,43 @@ impl<'a> Lowering<'a> {
     }
 
     fn linear_group(&self, norm: Option<usize>, linears: &[usize]) -> Lowered<'a> {
-        let (mut front, mut has_bias, mut groups) = (None, 0, 0);
-        let [mut rows, mut tails, mut starts] = [[0; 4], [0; 4], [NO_MATRIX; 4]];
-        let (mut weights, mut biases, mut outs) = (vec![], vec![], vec![]);
-        let mut shape = None;
+        let (mut weights, mut planes, mut outs) = (vec![], vec![], vec![]);
+        let (mut biases, mut has_bias, mut groups) = (vec![], 0, 0);
+        let [mut rows, mut starts] = [[0; 4], [NO_MATRIX; 4]];
+        let mut front = None;
         for (matrix, &linear) in linears.iter().enumerate() {
             let node = self.node(linear);
             let Op::Linear { x, weight, bias } = node.op else { return Err(missing(node, "product")) };
             let weight = self.weight(node, weight)?;
             let slice = only_slice(node, weight)?;
             rows[matrix] = slice.rows as u32;
-            tails[matrix] = slice.tail_at as u32;
             starts[matrix] = groups as u32;
             groups += slice.rows.div_ceil(ONE_ROWS_PER_WORKGROUP);
             has_bias |= u32::from(bias.is_some()) << matrix;
-            weights.push(whole(&slice.buffer, false));
             biases.push(self.optional(node, bias, &slice.buffer)?);
             outs.push(self.value(output(node)?));
-            front = Some(self.front(x, norm));
-            shape = Some((node, weight, slice));
+            planes.push((weight, slice));
+            weights.push(whole(&slice.buffer, false));
+            front = Some((node, self.front(x, norm)));
         }
-        let (Some(front), Some((node, weight, slice))) = (front, shape) else { return Ok(vec![]) };
+        let (Some((node, front)), Some(&(weight, slice))) = (front, planes.first()) else {
+            return Ok(vec![]);
+        };
         for bindings in [&mut weights, &mut biases, &mut outs] {
             let last = bindings[bindings.len() - 1];
             bindings.resize(3, last);
         }
-        let mut params = [rows, tails, starts].concat();
+        let mut params = [rows.to_vec(), starts.to_vec(), plane_params(&planes)].concat();
         params.extend([
             has_bias,
             self.rows_at(front.x),
             weight.spec.cols as u32,
             weight.units() as u32,
-            weight.layout.row_words as u32,
-            weight.layout.tail_words as u32,
             front.eps(),
         ]);
         let mut bindings = vec![self.value(front.x), self.norm_binding(node, front.norm, &slice.buffer)?];
         bindings.extend([weights, biases, outs].concat());
-        let kernel = one_row_kernel("linear_group", weight, front.norm.is_some());
+        let kernel = one_row_kernel("linear_group", weight, front.norm.is_some(), others(&planes));
         Ok(vec![Dispatch { kernel, params, bindings, workgroups: [groups, 1, 1] }])
     }
 
@@ -172,18 +171,14 @@ impl<'a> Lowering<'a> {
             Ok((x, weight, slice, bias.is_some(), bias_binding, experts))
         };
         let (x, weight, gate, gate_biased, gate_bias, experts) = part(products[0])?;
-        let (_, _, up, up_biased, up_bias, _) = part(products[1])?;
+        let (_, up_weight, up, up_biased, up_bias, _) = part(products[1])?;
+        let planes = [(weight, gate), (up_weight, up)];
         let front = self.front(x, norm);
         let (clamped, alpha, limit) = swiglu_params(kind);
-        let params = vec![
-            gate.tail_at as u32,
-            up.tail_at as u32,
-            0,
-            0,
+        let mut params = plane_params(&planes);
+        params.extend([
             weight.spec.cols as u32,
             weight.units() as u32,
-            weight.layout.row_words as u32,
-            weight.layout.tail_words as u32,
             weight.spec.rows as u32,
             u32::from(experts.is_some()),
             u32::from(gate_biased) | u32::from(up_biased) << 1,
@@ -192,7 +187,7 @@ impl<'a> Lowering<'a> {
             limit,
             self.rows_at(front.x),
             front.eps(),
-        ];
+        ]);
         let out = self.value(output(act)?);
         let bindings = vec![
             self.value(front.x),
@@ -207,7 +202,7 @@ impl<'a> Lowering<'a> {
         ];
         let choices = experts.map_or(1, |experts| self.width(experts));
         Ok(vec![Dispatch {
-            kernel: one_row_kernel("gated_one", weight, front.norm.is_some()),
+            kernel: one_row_kernel("gated_one", weight, front.norm.is_some(), others(&planes)),
             params,
             bindings,
             workgroups: [weight.spec.rows.div_ceil(ONE_ROWS_PER_WORKGROUP), choices, 1],
@@ -249,7 +244,7 @@ impl<'a> Lowering<'a> {
         ];
         let rows_per_workgroup = (ONE_ROWS_PER_WORKGROUP / top_k).max(1);
         Ok(vec![Dispatch {
-            kernel: one_row_kernel("experts_sum_one", weight, false),
+            kernel: one_row_kernel("experts_sum_one", weight, false, None),
             params,
             bindings,
             workgroups: [weight.spec.rows.div_ceil(rows_per_workgroup), 1, 1],
@@ -300,6 +295,23 @@ impl<'a> Lowering<'a> {
         let first = self.weights.iter().flat_map(|weight| &weight.slices).next();
         first.map(|slice| &slice.buffer).ok_or_else(|| missing(node, "weight"))
     }
+}
+
+/// `row_words`, `tail_at` and `tail_words` of the shaders' `Params`, by matrix.
+fn plane_params(planes: &[(&Weight, &Slice)]) -> Vec<u32> {
+    let mut params = [[0; 4]; 3];
+    for (matrix, (weight, slice)) in planes.iter().enumerate() {
+        params[0][matrix] = weight.layout.row_words as u32;
+        params[1][matrix] = slice.tail_at as u32;
+        params[2][matrix] = weight.layout.tail_words as u32;
+    }
+    params.concat()
+}
+
+/// The second format of some matrices, and the first of those that have it and come last.
+fn others(planes: &[(&Weight, &Slice)]) -> Option<(DType, usize)> {
+    let dtype = |index: usize| planes[index].0.spec.dtype;
+    (1..planes.len()).find(|&index| dtype(index) != dtype(0)).map(|index| (dtype(index), index))
 }
 
 /// `clamped`, `alpha` and `limit` of the shaders' `Params`.

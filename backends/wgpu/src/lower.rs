@@ -476,11 +476,23 @@ pub(crate) const fn is_wide(cols: usize) -> bool {
     cols.is_multiple_of(4)
 }
 
-/// A kernel for one row of x.
-pub(crate) fn one_row_kernel(stem: &'static str, weight: &Weight, normed: bool) -> Kernel {
-    let form = Form { weight: Some(weight.spec.dtype), wide: is_wide(weight.spec.cols), normed };
+/// A kernel for one row of x; `others` are the format of the matrices of a second one, and the first of them.
+pub(crate) fn one_row_kernel(
+    stem: &'static str,
+    weight: &Weight,
+    normed: bool,
+    others: Option<(DType, usize)>,
+) -> Kernel {
+    let form = Form {
+        weight: Some(weight.spec.dtype),
+        second: others.map(|(dtype, _)| dtype),
+        wide: is_wide(weight.spec.cols),
+        normed,
+    };
     let ahead = weight.units().div_ceil(ONE_LANES).clamp(1, MAX_AHEAD);
-    Kernel { constants: vec![("AHEAD", ahead as u32)], ..formed(stem, form) }
+    let mut constants = vec![("AHEAD", ahead as u32)];
+    constants.extend(others.map(|(_, first)| ("OTHERS", first as u32)));
+    Kernel { constants, ..formed(stem, form) }
 }
 
 fn matrix_kernel(
@@ -490,6 +502,6 @@ fn matrix_kernel(
     entry: &'static str,
     tile: usize,
 ) -> Kernel {
-    let form = Form { weight: Some(dtype), wide: is_wide(x_width), normed: false };
+    let form = Form { weight: Some(dtype), wide: is_wide(x_width), ..Form::default() };
     Kernel { entry, constants: vec![("TOKENS", tile as u32)], ..formed(stem, form) }
 }

@@ -79,23 +79,67 @@ pub const PARTS: [(&str, &str); 54] = [
 pub const COMPOSITES: [&str; 6] =
     ["linear_one", "linear_group", "gated_one", "experts_sum_one", "attention_one", "sample_scan"];
 
-/// The part that decodes a storage format.
-pub const fn reader(dtype: DType) -> &'static str {
+macro_rules! alias {
+    ($format:literal, $name:literal) => {
+        (
+            concat!($format, " as ", $name),
+            concat!(
+                "fn ",
+                $name,
+                "(row: u32, index: u32) -> Unit {\n    return read_",
+                $format,
+                "(row, index);\n}\n"
+            ),
+        )
+    };
+}
+
+macro_rules! aliases {
+    ($($format:literal)*) => {
+        [$(alias!($format, "read_first"), alias!($format, "read_second"),)*]
+    };
+}
+
+/// Parts that are no file: a format's reader under the name shaders call it by.
+const ALIASES: [(&str, &str); 28] = aliases![
+    "f32" "f16" "bf16" "q4_0" "q4_1" "q5_0" "q5_1" "q8_0" "q2_k" "q3_k" "q4_k" "q5_k" "q6_k" "mxfp4"
+];
+
+/// The parts that decode a storage format.
+#[derive(Clone, Copy, Debug)]
+struct Reader {
+    file: &'static str,
+    /// Its alias as a shader's first or only format, and as its second.
+    first: &'static str,
+    second: &'static str,
+}
+
+macro_rules! reader {
+    ($format:literal) => {
+        Reader {
+            file: concat!("quant/", $format),
+            first: concat!($format, " as read_first"),
+            second: concat!($format, " as read_second"),
+        }
+    };
+}
+
+const fn reader(dtype: DType) -> Reader {
     match dtype {
-        DType::F32 => "quant/f32",
-        DType::F16 => "quant/f16",
-        DType::BF16 => "quant/bf16",
-        DType::Q4_0 => "quant/q4_0",
-        DType::Q4_1 => "quant/q4_1",
-        DType::Q5_0 => "quant/q5_0",
-        DType::Q5_1 => "quant/q5_1",
-        DType::Q8_0 => "quant/q8_0",
-        DType::Q2_K => "quant/q2_k",
-        DType::Q3_K => "quant/q3_k",
-        DType::Q4_K => "quant/q4_k",
-        DType::Q5_K => "quant/q5_k",
-        DType::Q6_K => "quant/q6_k",
-        DType::MXFP4 => "quant/mxfp4",
+        DType::F32 => reader!("f32"),
+        DType::F16 => reader!("f16"),
+        DType::BF16 => reader!("bf16"),
+        DType::Q4_0 => reader!("q4_0"),
+        DType::Q4_1 => reader!("q4_1"),
+        DType::Q5_0 => reader!("q5_0"),
+        DType::Q5_1 => reader!("q5_1"),
+        DType::Q8_0 => reader!("q8_0"),
+        DType::Q2_K => reader!("q2_k"),
+        DType::Q3_K => reader!("q3_k"),
+        DType::Q4_K => reader!("q4_k"),
+        DType::Q5_K => reader!("q5_k"),
+        DType::Q6_K => reader!("q6_k"),
+        DType::MXFP4 => reader!("mxfp4"),
     }
 }
 
@@ -104,6 +148,8 @@ pub const fn reader(dtype: DType) -> &'static str {
 pub struct Form {
     /// Format of the matrices it reads, if it reads any.
     pub weight: Option<DType>,
+    /// Format of those among several that have another one.
+    pub second: Option<DType>,
     /// Whether rows of x are a multiple of four wide, or heads a multiple of eight.
     pub wide: bool,
     /// Whether an RMS norm in front of the product is part of it. Asks for wide rows.
@@ -114,7 +160,12 @@ pub struct Form {
 pub fn parts(stem: &'static str, form: Form) -> Vec<&'static str> {
     let mut parts = vec!["prelude"];
     if let Some(dtype) = form.weight {
-        parts.extend(["quant/unit", reader(dtype)]);
+        parts.extend(["quant/unit", reader(dtype).file, reader(dtype).first]);
+        if matches!(stem, "linear_group" | "gated_one") {
+            let second = reader(form.second.unwrap_or(dtype));
+            parts.extend((second.file != reader(dtype).file).then_some(second.file));
+            parts.push(second.second);
+        }
     }
     let rows = if form.wide { "rows_vec4" } else { "rows_ragged" };
     let input = if form.normed { "input_normed" } else { "input_plain" };
@@ -144,7 +195,7 @@ pub fn compose(parts: &[&str], overrides: &[(String, String)]) -> String {
     let mut source = String::new();
     for part in parts {
         let replaced = overrides.iter().find(|(name, _)| name == part).map(|(_, text)| text.as_str());
-        let ours = PARTS.iter().find(|(name, _)| name == part).map(|(_, text)| *text);
+        let ours = PARTS.iter().chain(&ALIASES).find(|(name, _)| name == part).map(|(_, text)| *text);
         source.push_str(replaced.or(ours).unwrap_or_default());
         source.push('\n');
     }
