@@ -29,9 +29,9 @@ pub struct WgpuBackend {
     workspaces: Vec<Workspace>,
     plans: Vec<Plan>,
     in_flight: Option<(usize, Counts)>,
-    /// Commands of the plan that ran last, encoded while it ran: the next step is most often the same plan's, and need
-    /// not wait for the encoding then.
-    prepared: Option<(usize, wgpu::CommandBuffer)>,
+    /// Commands of another step like the last, encoded while that ran: most often the next is one, and then need not wait
+    /// for the encoding.
+    prepared: Option<((usize, Counts), wgpu::CommandBuffer)>,
 }
 
 impl WgpuBackend {
@@ -101,14 +101,16 @@ impl WgpuBackend {
         Ok(index)
     }
 
-    /// The commands of a step, whatever its inputs and counts.
-    fn encode(&self, index: usize) -> wgpu::CommandBuffer {
+    /// The commands of any step of a plan with so many tokens and rows.
+    fn encode(&self, (index, counts): (usize, Counts)) -> wgpu::CommandBuffer {
         let plan = &self.plans[index];
-        let mut encoder = plan.begin(&self.gpu, &self.workspaces[plan.workspace]);
+        let workspace = &self.workspaces[plan.workspace];
+        let mut encoder = plan.begin(&self.gpu, workspace);
         encode(
             &mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()),
             plan.commands.iter(),
         );
+        plan.copy_outputs(&mut encoder, workspace, counts);
         encoder.finish()
     }
 }
@@ -168,15 +170,13 @@ impl Backend for WgpuBackend {
 
     fn submit(&mut self, plan: PlanId, inputs: &StepInputs<'_>) -> Result<(), BackendError> {
         let index = self.stage(plan, inputs)?;
-        let counts = Counts::of(inputs);
-        let prepared = self.prepared.take().filter(|(of, _)| *of == index);
-        let commands = prepared.map_or_else(|| self.encode(index), |(_, commands)| commands);
-        let plan = &self.plans[index];
-        let copies = plan.copy_outputs(&self.gpu, &self.workspaces[plan.workspace], counts);
-        self.gpu.queue.submit([commands, copies]);
-        self.gpu.check(plan.program.name())?;
-        self.in_flight = Some((index, counts));
-        self.prepared = Some((index, self.encode(index)));
+        let step = (index, Counts::of(inputs));
+        let prepared = self.prepared.take().filter(|(of, _)| *of == step);
+        let commands = prepared.map_or_else(|| self.encode(step), |(_, commands)| commands);
+        self.gpu.queue.submit([commands]);
+        self.gpu.check(self.plans[index].program.name())?;
+        self.in_flight = Some(step);
+        self.prepared = Some((step, self.encode(step)));
         Ok(())
     }
 

@@ -61,7 +61,7 @@ pub(crate) struct Plan {
 }
 
 /// Actual counts of the step in flight.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) tokens: usize,
     pub(crate) rows: usize,
@@ -255,25 +255,20 @@ impl Plan {
 
     /// An encoder that has fetched the inputs of a step.
     pub(crate) fn begin(&self, gpu: &Gpu, workspace: &Workspace) -> wgpu::CommandEncoder {
-        let mut encoder = self.encoder(gpu);
+        let descriptor = wgpu::CommandEncoderDescriptor { label: Some(self.program.name()) };
+        let mut encoder = gpu.device.create_command_encoder(&descriptor);
         let bytes = self.inputs.words as u64 * 4;
         encoder.copy_buffer_to_buffer(&workspace.staging, 0, &workspace.inputs, 0, bytes);
         encoder
     }
 
-    fn encoder(&self, gpu: &Gpu) -> wgpu::CommandEncoder {
-        let descriptor = wgpu::CommandEncoderDescriptor { label: Some(self.program.name()) };
-        gpu.device.create_command_encoder(&descriptor)
-    }
-
-    /// Commands that copy the declared outputs' actual rows to the readback buffer.
+    /// Appends copies of the declared outputs' actual rows to the readback buffer.
     pub(crate) fn copy_outputs(
         &self,
-        gpu: &Gpu,
+        encoder: &mut wgpu::CommandEncoder,
         workspace: &Workspace,
         counts: Counts,
-    ) -> wgpu::CommandBuffer {
-        let mut encoder = self.encoder(gpu);
+    ) {
         let mut at = 0;
         for &id in self.program.outputs() {
             let bytes = self.output_bytes(id, counts);
@@ -283,7 +278,6 @@ impl Plan {
             }
             at += readback_stride(bytes);
         }
-        encoder.finish()
     }
 
     fn output_bytes(&self, id: ValueId, counts: Counts) -> u64 {
