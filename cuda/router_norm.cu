@@ -5,7 +5,8 @@
 // `normed` and to activation records where those are not null.
 // Grid: (experts, most tokens), 256 threads: a CTA makes one logit; the last to arrive chooses for all tokens, a warp per
 // token. Reads the matrix once per token, from L2 after the first; bound by latency, so all but x is loaded before the
-// previous kernel ends, and the records' warps are spread over the CTAs. The bits are those of rms_norm, linear (common/plain.cuh) and router one after the other.
+// previous kernel ends, and the records' warps are spread over the CTAs. The bits are those of rms_norm, linear
+// (common/plain.cuh) and router one after the other.
 #include "common/arrival.cuh"
 #include "common/async.cuh"
 #include "common/norm.cuh"

@@ -83,9 +83,6 @@ __device__ __forceinline__ u32 load_ahead(const u32* address) {
     return v;
 }
 
-// Asks for the line of an address; it need not be readable.
-__device__ __forceinline__ void prefetch_to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
-
 // A place in shared memory as copies name it.
 typedef u32 SharedAddress;
 __device__ __forceinline__ SharedAddress shared_address(void* shared) { return (u32)__cvta_generic_to_shared(shared); }

@@ -12,7 +12,7 @@ struct HeadTiles {
 };
 
 // Tiles whose results are asked for at once: they come from far away.
-#define JOIN_TILES 8
+#define JOIN_TILES 16
 
 // Joins `count` tiles for each of `rows` query heads. A thread has one dimension of a head of at most WIDTH, and every
 // THREADS / WIDTH-th row. `tiles_of(row)`, `sink_of(row)` (null: none), `store(element of all rows, value)`: whole warps come

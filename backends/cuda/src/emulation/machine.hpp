@@ -401,8 +401,6 @@ inline void copy_async_at(SharedAddress target, const void* source, CachePolicy)
     memcpy(target + TO, (const u8*)source + FROM, 16);
 }
 
-inline void prefetch_to_l2(const void*) {}
-
 inline void copy_async(void* shared, const void* source, bool valid) {
     if (valid) memcpy(shared, source, 16);
     else memset(shared, 0, 16);
