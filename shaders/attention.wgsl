@@ -52,6 +52,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         );
     }
     workgroupBarrier();
-    walk(view_of(token, head, false), thread);
-    finish_head(head, base, thread);
+    let view = view_of(token, head, false);
+    walk(view, thread);
+    finish_head(view, head, base, thread);
 }

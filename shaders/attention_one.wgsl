@@ -129,6 +129,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     workgroupBarrier();
-    walk(view_of(0u, head, true), thread);
-    finish_head(head, base, thread);
+    let view = view_of(0u, head, true);
+    walk(view, thread);
+    finish_head(view, head, base, thread);
 }

@@ -42,13 +42,17 @@ struct View {
     kv_head: u32,
     // Whether the token's own position is read as OWN.
     own: bool,
+    // Strands 0 to this have positions, or may have; the others have none.
+    strands: u32,
 }
 
 fn view_of(token: u32, head: u32, own: bool) -> View {
     let position = inputs[params.positions_at + token];
     let first = select(0u, position - min(position, params.window - 1u), params.window != NO_SLOT);
     let table = params.tables_at + inputs[params.sequences_at + token] * params.table_width;
-    return View(position, first, table, head / params.heads_per_kv_head * HEAD_DIM, own);
+    let run = STRANDS * TILE;
+    let strands = select(STRANDS, position % run / TILE + 1u, first / run == position / run);
+    return View(position, first, table, head / params.heads_per_kv_head * HEAD_DIM, own, strands);
 }
 
 // Running softmax of one strand; the four sums are the element pairs `lane`, `lane + 64`, ... .
@@ -182,10 +186,10 @@ fn walk_strand(view: View, strand: u32, thread: u32) -> Running {
     return running;
 }
 
-// Walks all strands and shows them to the workgroup. Uniform control flow.
+// Walks the strands and shows them to the workgroup. Uniform control flow.
 fn walk(view: View, thread: u32) {
     let lane = thread % TILE;
-    for (var first = 0u; first < STRANDS; first += AT_ONCE) {
+    for (var first = 0u; first < view.strands; first += AT_ONCE) {
         let strand = first + thread / TILE;
         let running = walk_strand(view, strand, thread);
         if (lane == 0u) {
@@ -204,8 +208,10 @@ fn walk(view: View, thread: u32) {
 }
 
 // Joins the strands and writes the head, whose first element of `out` is `base`.
-fn finish_head(head: u32, base: u32, thread: u32) {
-    let bests = vec4<f32>(strand_bests[0], strand_bests[1], strand_bests[2], strand_bests[3]);
+fn finish_head(view: View, head: u32, base: u32, thread: u32) {
+    let has = vec4<bool>(true, view.strands > 1u, view.strands > 2u, view.strands > 3u);
+    let held = vec4<f32>(strand_bests[0], strand_bests[1], strand_bests[2], strand_bests[3]);
+    let bests = select(vec4<f32>(NONE), held, has);
     var best = max(max(bests.x, bests.y), max(bests.z, bests.w));
     var total = 0.0;
     if (params.has_sinks != 0u) {
@@ -214,14 +220,26 @@ fn finish_head(head: u32, base: u32, thread: u32) {
     }
     let factors = exp(bests - best);
     total = fma(strand_totals[0], factors.x, total);
-    total = fma(strand_totals[1], factors.y, total);
-    total = fma(strand_totals[2], factors.z, total);
-    total = fma(strand_totals[3], factors.w, total);
+    if (has.y) {
+        total = fma(strand_totals[1], factors.y, total);
+    }
+    if (has.z) {
+        total = fma(strand_totals[2], factors.z, total);
+    }
+    if (has.w) {
+        total = fma(strand_totals[3], factors.w, total);
+    }
     for (var pair = thread; pair < (HEAD_DIM + 1u) / 2u; pair += AT_ONCE * TILE) {
         var sum = strand_sums[pair] * factors.x;
-        sum = fma(strand_sums[pair + 256u], vec2<f32>(factors.y), sum);
-        sum = fma(strand_sums[pair + 512u], vec2<f32>(factors.z), sum);
-        sum = fma(strand_sums[pair + 768u], vec2<f32>(factors.w), sum);
+        if (has.y) {
+            sum = fma(strand_sums[pair + 256u], vec2<f32>(factors.y), sum);
+        }
+        if (has.z) {
+            sum = fma(strand_sums[pair + 512u], vec2<f32>(factors.z), sum);
+        }
+        if (has.w) {
+            sum = fma(strand_sums[pair + 768u], vec2<f32>(factors.w), sum);
+        }
         let value = sum / total;
         out[base + pair * 2u] = value.x;
         if (pair * 2u + 1u < HEAD_DIM) {
