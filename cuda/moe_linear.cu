@@ -10,7 +10,10 @@
 // A pair's result has the same bits in all of them (common/tile.cuh).
 #include "common/moe_linear_args.cuh"
 
-KERNEL(MOE_LINEAR_PAIR, MoeLinearArgs, PRODUCT_THREADS, 2) {
+// Formats with scales per half block need more than half of the registers.
+#define FEW_COLUMNS_CTAS (Codec<WEIGHT_FORMAT>::HALVES ? 1 : 2)
+
+KERNEL(MOE_LINEAR_PAIR, MoeLinearArgs, PRODUCT_THREADS, FEW_COLUMNS_CTAS) {
     __shared__ SplitShared<1> shared;
     wait_for_previous_kernel();
     allow_next_kernel();
@@ -54,7 +57,7 @@ __device__ __forceinline__ void moe_split(const MoeLinearArgs& args) {
     }
 }
 
-KERNEL(MOE_LINEAR_SPLIT_8, MoeLinearArgs, PRODUCT_THREADS, 2) { moe_split<1>(args); }
+KERNEL(MOE_LINEAR_SPLIT_8, MoeLinearArgs, PRODUCT_THREADS, FEW_COLUMNS_CTAS) { moe_split<1>(args); }
 KERNEL(MOE_LINEAR_SPLIT_16, MoeLinearArgs, PRODUCT_THREADS, 1) { moe_split<2>(args); }
 
 KERNEL(MOE_LINEAR_SWEEP, MoeLinearArgs, PRODUCT_THREADS, 1) {

@@ -23,8 +23,37 @@ struct Activations {
 // Activation rows of a lane's columns. Columns that hold nothing read some row that exists: what they yield is dropped.
 template <int NT>
 struct ColumnRows {
-    const ActivationCodes* codes[NT];    // of column 8n + g, this lane's part
-    const ActivationSums* sums[NT][2];   // of columns 8n + 2t, 8n + 2t + 1
+    const ActivationCodes* codes[NT];   // of column 8n + g, this lane's part
+    const ActivationSums* sums[NT][2];  // of columns 8n + 2t, 8n + 2t + 1
+
+    // Asks for block `block`, counted from the place; of the first `groups` groups of columns. AHEAD: here and now.
+    template <bool AHEAD>
+    __device__ __forceinline__ void load(u32 block, int groups, BlockColumns<NT>& out) const {
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+            if (n > 0 && n >= groups) break;
+            out.codes[n] = AHEAD ? load_ahead(codes[n] + 4 * block) : codes[n][4 * block];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const ActivationSums* from = sums[n][i] + block;
+                if constexpr (AHEAD) {
+                    const Words4 words = load_ahead((const Words4*)from);
+                    out.sums[n][i] = {__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z), (i32)words.w};
+                } else {
+                    out.sums[n][i] = *from;
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ void advance(u32 blocks) {
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+            codes[n] += 4 * blocks;
+            sums[n][0] += blocks;
+            sums[n][1] += blocks;
+        }
+    }
 };
 
 // Padded so that the eight rows and four column pairs of a store fall into different banks.
@@ -62,17 +91,7 @@ __device__ __forceinline__ void split_product(Window<FORMAT>& window, const Weig
     Accumulators<NT> acc;
     acc.clear();
     LanePlanes<FORMAT> at(weight, row_tile, begin, lane);
-    add_slice<FORMAT, NT>(
-        window, at, [&] { return at; }, false, count,
-        [&](u32 block, BlockColumns<NT>& out) {
-#pragma unroll
-            for (int n = 0; n < NT; ++n) {
-                out.codes[n] = rows.codes[n][4 * block];
-                out.sums[n][0] = rows.sums[n][0][block];
-                out.sums[n][1] = rows.sums[n][1][block];
-            }
-        },
-        (int)((columns + 7) / 8), acc);
+    add_slice<FORMAT, NT>(window, at, count, rows, (int)((columns + 7) / 8), acc);
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
@@ -212,8 +231,8 @@ __device__ __forceinline__ void sweep_product(const Weight& weight, u64 row_tile
                 if (n > 0 && n >= groups) break;
                 const ActivationCodes codes = stage.codes[b][8 * n + g][t];
                 const ActivationSums sums[2] = {stage.sums[b][8 * n + 2 * t], stage.sums[b][8 * n + 2 * t + 1]};
-                add_block<FORMAT, 1>(upper, scales, 0, codes, sums, acc.at[0][n]);
-                add_block<FORMAT, 1>(lower, scales, 1, codes, sums, acc.at[1][n]);
+                add_block<FORMAT>(upper, scales, 0, codes, sums, acc.at[0][n]);
+                add_block<FORMAT>(lower, scales, 1, codes, sums, acc.at[1][n]);
             }
             if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
         }

@@ -300,17 +300,15 @@ __device__ __forceinline__ BlockScales<FORMAT> block_scales(const UnitScales& sc
 }
 
 // Accumulators of one warp: 32 rows x 8 NT columns. [m][n][c]: row g + 16m + 8 (c / 2), column 8n + 2t + c % 2.
-// NT = 0: one column alone, which every lane computes: [m][0][c], c even.
 template <int NT>
 struct Accumulators {
-    static constexpr int GROUPS = NT == 0 ? 1 : NT;
-    float at[2][GROUPS][4];
+    float at[2][NT][4];
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int m = 0; m < 2; ++m)
 #pragma unroll
-            for (int n = 0; n < GROUPS; ++n)
+            for (int n = 0; n < NT; ++n)
 #pragma unroll
                 for (int c = 0; c < 4; ++c) at[m][n][c] = 0.0f;
     }
@@ -319,17 +317,16 @@ struct Accumulators {
 // Activations of one block and all columns, as a lane needs them: codes of column 8n + g, sums of 8n + 2t and 8n + 2t + 1.
 template <int NT>
 struct BlockColumns {
-    static constexpr int GROUPS = NT == 0 ? 1 : NT;
-    ActivationCodes codes[GROUPS];
-    ActivationSums sums[GROUPS][2];
+    ActivationCodes codes[NT];
+    ActivationSums sums[NT][2];
 };
 
 __device__ __forceinline__ float block_sum(i32 high, i32 low, float scale) {
     return scale * (float)((i32)((u32)high << 8) + low);
 }
 
-// Adds 16 rows x 8 columns of one block to `acc`: row half `m` of the tile. STEP 2: only the columns 2t.
-template <int FORMAT, int STEP>
+// Adds 16 rows x 8 columns of one block to `acc`: row half `m` of the tile.
+template <int FORMAT>
 __device__ __forceinline__ void add_block(const u32 (&a)[4], const BlockScales<FORMAT>& scales, int m,
                                           const ActivationCodes& x, const ActivationSums (&sums)[2],
                                           float (&acc)[4]) {
@@ -344,18 +341,18 @@ __device__ __forceinline__ void add_block(const u32 (&a)[4], const BlockScales<F
         } else {
             if constexpr (C::BIASED) {
                 low[0] = low[2] = sums[0].bias;
-                low[1] = low[3] = sums[STEP == 1].bias;
+                low[1] = low[3] = sums[1].bias;
             }
             mma_s8_k32(high, a[0], a[1], a[2], a[3], x.x, x.y);
             mma_s8_k32(low, a[0], a[1], a[2], a[3], x.z, x.w);
         }
 #pragma unroll
-        for (int c = 0; c < 4; c += STEP) {
+        for (int c = 0; c < 4; ++c) {
             acc[c] = fmaf(scales.code[part][2 * m + c / 2], block_sum(high[c], low[c], sums[c % 2].scale), acc[c]);
         }
         if constexpr (C::MINIMUM) {
 #pragma unroll
-            for (int c = 0; c < 4; c += STEP) {
+            for (int c = 0; c < 4; ++c) {
                 const ActivationSums& own = sums[c % 2];
                 const float sum = C::HALVES ? (part == 0 ? own.low_half : own.high_half) : own.low_half + own.high_half;
                 acc[c] = fmaf(scales.least[part][2 * m + c / 2], sum, acc[c]);
@@ -368,21 +365,20 @@ __device__ __forceinline__ void add_block(const u32 (&a)[4], const BlockScales<F
 template <int FORMAT, int NT>
 __device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales& unit, u32 j,
                                          const BlockColumns<NT>& x, int groups, Accumulators<NT>& acc) {
-    constexpr int STEP = NT == 0 ? 2 : 1;
     const BlockScales<FORMAT> scales = block_scales<FORMAT>(unit, j);
     u32 first[4], second[4];
     fragments<FORMAT, 0>(raw, first);
     fragments<FORMAT, 1>(raw, second);
 #pragma unroll
-    for (int n = 0; n < Accumulators<NT>::GROUPS; ++n) {
+    for (int n = 0; n < NT; ++n) {
         if (n > 0 && n >= groups) break;
-        add_block<FORMAT, STEP>(first, scales, 0, x.codes[n], x.sums[n], acc.at[0][n]);
-        add_block<FORMAT, STEP>(second, scales, 1, x.codes[n], x.sums[n], acc.at[1][n]);
+        add_block<FORMAT>(first, scales, 0, x.codes[n], x.sums[n], acc.at[0][n]);
+        add_block<FORMAT>(second, scales, 1, x.codes[n], x.sums[n], acc.at[1][n]);
     }
 }
 
-// A warp's window on the stream of blocks it multiplies: DEPTH blocks are loaded before they are needed. As soon as a
-// block is used, its place takes the block DEPTH further, at the end of a tile that of the next tile.
+// A warp's window on the blocks it multiplies: DEPTH blocks are loaded before they are needed. As soon as a block is used, its
+// place takes the block DEPTH further.
 template <int FORMAT, u32 BLOCKS = (FORMAT == FORMAT_MXFP4 ? 6 : 4)>
 struct Window {
     static constexpr bool SUPER = Codec<FORMAT>::SUPER;
@@ -402,37 +398,33 @@ struct Window {
     }
 };
 
-// Adds the `blocks` blocks from `at` on, whose first are in the window. Then, when `more`, `at` is `next()` and its first
-// blocks are in the window. `columns(block, x)` yields the activations of a block, counted as `at` counts.
-template <int FORMAT, int NT, class W, class Next, class Columns>
-__device__ __forceinline__ void add_slice(W& window, LanePlanes<FORMAT>& at, const Next& next, bool more,
-                                          u32 blocks, const Columns& columns, int groups, Accumulators<NT>& acc) {
+// Adds the `blocks` blocks from `at` on, whose first are in the window, times the columns of `rows`. The activations of the next
+// block are on their way while one is multiplied, for nothing else hides how far away they lie; but super-blocks with one group
+// of columns have no registers for that, and twice the warps.
+template <int FORMAT, int NT, class W, class Rows>
+__device__ __forceinline__ void add_slice(W& window, LanePlanes<FORMAT>& at, u32 blocks, Rows& rows, int groups,
+                                          Accumulators<NT>& acc) {
     constexpr u32 STEP = W::SUPER ? 8 : W::DEPTH;
+    constexpr bool AHEAD = !W::SUPER || NT > 1;
+    static_assert(STEP % 2 == 0, "activations alternate between two places");
+    BlockColumns<NT> x[2];
+    if (AHEAD && blocks > 0) rows.template load<true>(0, groups, x[0]);
 #pragma unroll 1
     for (u32 first = 0; first < blocks; first += STEP) {
-        u32 ahead = 0;
-        // To the blocks that follow this step's, and how many there are.
-        const auto go_on = [&] {
-            if (first + STEP < blocks) {
-                at.advance(STEP);
-                ahead = blocks - first - STEP;
-            } else if (more) {
-                at = next();
-                ahead = blocks;
-            }
-        };
+        // Blocks that follow this step's.
+        const u32 ahead = first + STEP < blocks ? blocks - first - STEP : 0;
         if constexpr (W::SUPER) {
             const UnitScales scales = unpack<FORMAT>(window.records[0]);
 #pragma unroll
             for (u32 j = 0; j < STEP; ++j) {
-                if (j == STEP - W::DEPTH) {
-                    go_on();
-                    if (ahead > 0) window.records[0] = load_record<FORMAT>(at, 0);
+                if (j == STEP - W::DEPTH && ahead > 0) {
+                    at.advance(STEP);
+                    window.records[0] = load_record<FORMAT>(at, 0);
                 }
-                BlockColumns<NT> x;
-                columns(first + j, x);
+                if constexpr (!AHEAD) rows.template load<false>(first + j, groups, x[j % 2]);
+                if (AHEAD && first + j + 1 < blocks) rows.template load<true>(j + 1, groups, x[(j + 1) % 2]);
                 TileCodes& raw = window.raw[j % W::DEPTH];
-                add_tile<FORMAT, NT>(raw, scales, j, x, groups, acc);
+                add_tile<FORMAT, NT>(raw, scales, j, x[j % 2], groups, acc);
                 const u32 used = j + W::DEPTH;
                 if (used < STEP) {
                     raw = load_codes<FORMAT>(at, used);
@@ -441,13 +433,12 @@ __device__ __forceinline__ void add_slice(W& window, LanePlanes<FORMAT>& at, con
                 }
             }
         } else {
-            go_on();
+            at.advance(STEP);
 #pragma unroll
             for (u32 j = 0; j < STEP; ++j) {
                 if (first + j < blocks) {
-                    BlockColumns<NT> x;
-                    columns(first + j, x);
-                    add_tile<FORMAT, NT>(window.raw[j], unpack<FORMAT>(window.records[j]), 0, x, groups, acc);
+                    if (first + j + 1 < blocks) rows.template load<true>(j + 1, groups, x[(j + 1) % 2]);
+                    add_tile<FORMAT, NT>(window.raw[j], unpack<FORMAT>(window.records[j]), 0, x[j % 2], groups, acc);
                 }
                 if (j < ahead) {
                     window.raw[j] = load_codes<FORMAT>(at, j);
@@ -455,5 +446,6 @@ __device__ __forceinline__ void add_slice(W& window, LanePlanes<FORMAT>& at, con
                 }
             }
         }
+        if constexpr (AHEAD) rows.advance(STEP);
     }
 }
