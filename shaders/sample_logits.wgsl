@@ -6,6 +6,7 @@
 const LANES = 256u;
 
 var<workgroup> lane_bests: array<vec4<u32>, 256>;
+var<workgroup> run_bests: array<vec4<u32>, 16>;
 
 // Orders f32 bits as integers; both zeros are equal.
 fn ordered_key(bits: u32) -> u32 {
@@ -29,15 +30,22 @@ fn better(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
     return vec4<u32>(select(a.xy, b.xy, second), a.z | b.z, 0u);
 }
 
-// The best of the 256 lanes, on lane 0. Uniform control flow.
+// The best of the 256 lanes, on lane 0: sixteen runs of sixteen, then those. Uniform control flow.
 fn best_of_lanes(lane: u32, own: vec4<u32>) -> vec4<u32> {
+    lane_bests[lane] = own;
+    workgroupBarrier();
     var best = own;
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        lane_bests[lane] = best;
-        workgroupBarrier();
-        if (lane < half) {
-            best = better(best, lane_bests[lane + half]);
+    if (lane < 16u) {
+        best = lane_bests[lane];
+        for (var i = 1u; i < 16u; i++) {
+            best = better(best, lane_bests[lane + 16u * i]);
+        }
+        run_bests[lane] = best;
+    }
+    workgroupBarrier();
+    if (lane == 0u) {
+        for (var i = 1u; i < 16u; i++) {
+            best = better(best, run_bests[i]);
         }
     }
     return best;

@@ -35,6 +35,8 @@ const MAXIMUM_BYTES: usize = 16;
 pub(crate) const MAX_HEAD_DIM: usize = 512;
 /// Heads of a multiple of this are read in whole words of four.
 pub(crate) const WIDE_HEAD: usize = 8;
+/// Heads of all tokens up to which a GPU has room for more than one strand of each.
+const FEW_HEADS: usize = 1024;
 /// `Params::window` when every position is visible.
 const NO_WINDOW: u32 = u32::MAX;
 
@@ -68,6 +70,8 @@ pub(crate) struct Lowering<'a> {
     pub(crate) places: &'a ArenaPlan,
     pub(crate) scratch: &'a wgpu::Buffer,
     pub(crate) inputs: &'a InputsLayout,
+    /// Whether the device is one for which steps are fused.
+    pub(crate) fuses: bool,
 }
 
 pub(crate) type Lowered<'a> = Result<Vec<Dispatch<'a>>, BackendError>;
@@ -353,8 +357,8 @@ impl<'a> Lowering<'a> {
         }
         let (_, _, pools) = self.layer(node, layer)?;
         let form = Form { wide: head_dim.is_multiple_of(WIDE_HEAD), ..Form::default() };
-        // Many tokens keep a GPU busy one strand at a time.
-        let at_once = if self.max_rows(q) == 1 { 4 } else { 1 };
+        // Many heads keep a GPU busy one strand at a time.
+        let at_once = if self.fuses && heads * self.max_rows(q) <= FEW_HEADS { 4 } else { 1 };
         let constants = vec![("HEAD_DIM", head_dim as u32), ("AT_ONCE", at_once)];
         Ok(vec![Dispatch {
             kernel: Kernel { constants, ..formed("attention", form) },

@@ -209,6 +209,7 @@ impl Plan {
             places: &places,
             scratch: &workspace.scratch,
             inputs: &inputs,
+            fuses: gpu.fuses,
         };
         let works = if gpu.fuses { fuse(program, &|id| whole_weight(weights, id)) } else { unfused(program) };
         let (mut parts, mut dispatches) = (vec![], vec![]);
