@@ -27,11 +27,11 @@ struct ColumnRows {
     const ActivationSums* sums[NT][2];  // of columns 8n + 2t, 8n + 2t + 1
 
     // Asks for block `block`, counted from the place; of the first `groups` groups of columns. AHEAD: here and now.
-    template <bool AHEAD>
+    template <int FORMAT, bool AHEAD>
     __device__ __forceinline__ void load(u32 block, int groups, BlockColumns<NT>& out) const {
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
-            if (n > 0 && n >= groups) break;
+            if (ends_before<FORMAT>(n, groups)) break;
             out.codes[n] = AHEAD ? load_ahead(codes[n] + 4 * block) : codes[n][4 * block];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
@@ -228,7 +228,7 @@ __device__ __forceinline__ void sweep_product(const Weight& weight, u64 row_tile
             if (C::SUPER && block % 8 == 6 && ahead < blocks) records[0] = load_record<FORMAT>(at, ahead / 8);
 #pragma unroll
             for (int n = 0; n < NT; ++n) {
-                if (n > 0 && n >= groups) break;
+                if (ends_before<FORMAT>(n, groups)) break;
                 const ActivationCodes codes = stage.codes[b][8 * n + g][t];
                 const ActivationSums sums[2] = {stage.sums[b][8 * n + 2 * t], stage.sums[b][8 * n + 2 * t + 1]};
                 add_block<FORMAT>(upper, scales, 0, codes, sums, acc.at[0][n]);

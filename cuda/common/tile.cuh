@@ -361,7 +361,15 @@ __device__ __forceinline__ void add_block(const u32 (&a)[4], const BlockScales<F
     }
 }
 
-// Adds block j of a unit for all columns; groups of columns from `groups` on hold nothing and are skipped.
+// Whether groups of columns from the n-th on hold nothing, of `groups` that do. Asked of every other group only, so that no
+// branch keeps two from hiding each other's latency; formats whose many scales leave no registers for two are asked each time.
+template <int FORMAT>
+__device__ __forceinline__ bool ends_before(int n, int groups) {
+    constexpr bool ALONE = Codec<FORMAT>::SUPER && Codec<FORMAT>::MINIMUM;
+    return n > 0 && (ALONE || n % 2 == 0) && n >= groups;
+}
+
+// Adds block j of a unit for all columns, as far as they hold something.
 template <int FORMAT, int NT>
 __device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales& unit, u32 j,
                                          const BlockColumns<NT>& x, int groups, Accumulators<NT>& acc) {
@@ -371,7 +379,7 @@ __device__ __forceinline__ void add_tile(const TileCodes& raw, const UnitScales&
     fragments<FORMAT, 1>(raw, second);
 #pragma unroll
     for (int n = 0; n < NT; ++n) {
-        if (n > 0 && n >= groups) break;
+        if (ends_before<FORMAT>(n, groups)) break;
         add_block<FORMAT>(first, scales, 0, x.codes[n], x.sums[n], acc.at[0][n]);
         add_block<FORMAT>(second, scales, 1, x.codes[n], x.sums[n], acc.at[1][n]);
     }
@@ -408,7 +416,7 @@ __device__ __forceinline__ void add_slice(W& window, LanePlanes<FORMAT>& at, u32
     constexpr bool AHEAD = !W::SUPER || NT > 1;
     static_assert(STEP % 2 == 0, "activations alternate between two places");
     BlockColumns<NT> x[2];
-    if (AHEAD && blocks > 0) rows.template load<true>(0, groups, x[0]);
+    if (AHEAD && blocks > 0) rows.template load<FORMAT, true>(0, groups, x[0]);
 #pragma unroll 1
     for (u32 first = 0; first < blocks; first += STEP) {
         // Blocks that follow this step's.
@@ -421,8 +429,8 @@ __device__ __forceinline__ void add_slice(W& window, LanePlanes<FORMAT>& at, u32
                     at.advance(STEP);
                     window.records[0] = load_record<FORMAT>(at, 0);
                 }
-                if constexpr (!AHEAD) rows.template load<false>(first + j, groups, x[j % 2]);
-                if (AHEAD && first + j + 1 < blocks) rows.template load<true>(j + 1, groups, x[(j + 1) % 2]);
+                if constexpr (!AHEAD) rows.template load<FORMAT, false>(first + j, groups, x[j % 2]);
+                if (AHEAD && first + j + 1 < blocks) rows.template load<FORMAT, true>(j + 1, groups, x[(j + 1) % 2]);
                 TileCodes& raw = window.raw[j % W::DEPTH];
                 add_tile<FORMAT, NT>(raw, scales, j, x[j % 2], groups, acc);
                 const u32 used = j + W::DEPTH;
@@ -437,7 +445,7 @@ __device__ __forceinline__ void add_slice(W& window, LanePlanes<FORMAT>& at, u32
 #pragma unroll
             for (u32 j = 0; j < STEP; ++j) {
                 if (first + j < blocks) {
-                    if (first + j + 1 < blocks) rows.template load<true>(j + 1, groups, x[(j + 1) % 2]);
+                    if (first + j + 1 < blocks) rows.template load<FORMAT, true>(j + 1, groups, x[(j + 1) % 2]);
                     add_tile<FORMAT, NT>(window.raw[j], unpack<FORMAT>(window.records[j]), 0, x[j % 2], groups, acc);
                 }
                 if (j < ahead) {
