@@ -105,22 +105,7 @@ fn agree(check: fn(agreement::Open<'_>, &[usize])) {
     check(&|_| Box::new(open(PlanOptions::default())), &WIDE);
 }
 
-macro_rules! agreement_tests {
-    ($($family:ident: $($name:ident)*;)*) => {
-        mod shapes {
-            $($(#[test] fn $name() { super::agree(super::agreement::$family::$name); })*)*
-        }
-    };
-}
-
-agreement_tests! {
-    products:
-        linear_shapes_agree_in_every_bit moe_linear_shapes_agree_in_every_bit expert_layers_agree_in_every_bit
-        gated_layers_agree_in_every_bit fused_single_steps_agree_with_batches_in_every_bit
-        prefill_steps_agree_with_single_ones_in_every_bit;
-    attention:
-        attention_shapes_agree_in_every_bit single_steps_deep_in_a_context_have_the_prompts_bits;
-}
+agreement::agreement_tests!(super::agree);
 
 #[test]
 fn no_case_is_left_out() {

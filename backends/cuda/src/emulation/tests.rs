@@ -59,7 +59,7 @@ conformance_tests! {
 }
 
 /// Shapes of kernels that must agree, on a machine of any size.
-fn agreement(check: fn(agreement::Open<'_>, &[usize])) {
+fn agree(check: fn(agreement::Open<'_>, &[usize])) {
     if !compiler_is_there() {
         return;
     }
@@ -71,19 +71,4 @@ fn agreement(check: fn(agreement::Open<'_>, &[usize])) {
     check(&open, &[]);
 }
 
-macro_rules! agreement_tests {
-    ($($family:ident: $($name:ident)*;)*) => {
-        mod shapes {
-            $($(#[test] fn $name() { super::agreement(super::agreement::$family::$name); })*)*
-        }
-    };
-}
-
-agreement_tests! {
-    products:
-        linear_shapes_agree_in_every_bit moe_linear_shapes_agree_in_every_bit expert_layers_agree_in_every_bit
-        gated_layers_agree_in_every_bit fused_single_steps_agree_with_batches_in_every_bit
-        prefill_steps_agree_with_single_ones_in_every_bit;
-    attention:
-        attention_shapes_agree_in_every_bit single_steps_deep_in_a_context_have_the_prompts_bits;
-}
+agreement::agreement_tests!(super::agree);

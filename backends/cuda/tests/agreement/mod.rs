@@ -53,3 +53,23 @@ fn bits(backend: &mut dyn Backend, plan: PlanId, inputs: &StepInputs<'_>) -> Vec
     backend.wait(&mut outputs).unwrap();
     outputs.f32(0).iter().map(|value| value.to_bits()).collect()
 }
+
+/// A test for every comparison, in a module of its own; `$check` runs what it is given.
+macro_rules! agreement_tests {
+    ($check:path) => {
+        agreement::agreement_tests! { $check;
+            products:
+                linear_shapes_agree_in_every_bit moe_linear_shapes_agree_in_every_bit
+                expert_layers_agree_in_every_bit gated_layers_agree_in_every_bit
+                fused_single_steps_agree_with_batches_in_every_bit prefill_steps_agree_with_single_ones_in_every_bit;
+            attention:
+                attention_shapes_agree_in_every_bit single_steps_deep_in_a_context_have_the_prompts_bits;
+        }
+    };
+    ($check:path; $($family:ident: $($name:ident)*;)*) => {
+        mod shapes {
+            $($(#[test] fn $name() { $check(super::agreement::$family::$name); })*)*
+        }
+    };
+}
+pub(crate) use agreement_tests;
