@@ -67,7 +67,7 @@ KERNEL(ATTENTION_SPLIT, AttentionArgs, 32 * ATTENTION_WARPS, 2) {
     const u32 first_head = kv_head * shape.group + head_group * 16;
     const u32 heads = shape.group - head_group * 16;
     const u64 first = ((u64)token * args.heads + first_head) * args.head_dim;
-    join_heads<32 * ATTENTION_WARPS, D == 96 ? 128 : D>(
+    join_heads<32 * ATTENTION_WARPS>(
         heads < 16 ? heads : 16, count, args.head_dim,
         [&](u32 row) {
             const u64 index = ((u64)token * args.heads + first_head + row) * args.tiles;

@@ -25,7 +25,6 @@
 // Floats from one row of queries to the next: two neighbours' quads meet no bank twice.
 #define QUERY_STRIDE (D + 16)
 // A thread has one dimension of a head, or none, and every ELEMENT_ROWS-th row.
-#define ELEMENT_WIDTH (D == 96 ? 128 : D)
 #define ELEMENT_ROWS (STEP_THREADS / ELEMENT_WIDTH)
 
 struct AttentionStepArgs {
@@ -362,7 +361,7 @@ KERNEL(ATTENTION_STEP, AttentionStepArgs, STEP_BOUNDS) {
         return;
     }
     const u32 first = first_head * attention.head_dim;
-    join_heads<STEP_THREADS, ELEMENT_WIDTH>(
+    join_heads<STEP_THREADS>(
         heads, count, attention.head_dim,
         [&](u32 row) {
             constexpr u32 STRIDE = sizeof(TileResults) / 4;

@@ -11,19 +11,22 @@ struct HeadTiles {
     u32 partial_stride;
 };
 
+// Threads side by side on one head's dimensions: a power of two, so that no thread divides.
+#define ELEMENT_WIDTH (HEAD_DIM_PADDED == 96 ? 128 : HEAD_DIM_PADDED)
+
 // Tiles whose results are asked for at once: they come from far away.
 #define JOIN_TILES 16
 
-// Joins `count` tiles for each of `rows` query heads. A thread has one dimension of a head of at most WIDTH, and every
-// THREADS / WIDTH-th row. `tiles_of(row)`, `sink_of(row)` (null: none), `store(element of all rows, value)`: whole warps come
-// to it where head_dim is a multiple of 32.
-template <int THREADS, int WIDTH, class TilesOf, class SinkOf, class Store>
+// Joins `count` tiles for each of `rows` query heads. A thread has one dimension of a head, or none, and every
+// THREADS / ELEMENT_WIDTH-th row. `tiles_of(row)`, `sink_of(row)` (null: none), `store(element of all rows, value)`: whole
+// warps come to it where head_dim is a multiple of 32.
+template <int THREADS, class TilesOf, class SinkOf, class Store>
 __device__ __forceinline__ void join_heads(u32 rows, u32 count, u32 head_dim, const TilesOf& tiles_of, const SinkOf& sink_of,
                                            const Store& store) {
-    const u32 dimension = threadIdx.x % WIDTH;
+    const u32 dimension = threadIdx.x % ELEMENT_WIDTH;
     if (dimension >= head_dim) return;
 #pragma unroll 1
-    for (u32 row = threadIdx.x / WIDTH; row < rows; row += THREADS / WIDTH) {
+    for (u32 row = threadIdx.x / ELEMENT_WIDTH; row < rows; row += THREADS / ELEMENT_WIDTH) {
         const HeadTiles tiles = tiles_of(row);
         const float* softmax = tiles.softmax;
         const float* partial = tiles.partial + dimension;

@@ -55,7 +55,7 @@ __device__ __forceinline__ void scan_pairs(const Routing& routing, u32 tokens, u
         if (mine) found.pairs[at + __popc(mask & ((1u << lane) - 1))] = pair;
         __syncthreads();
     }
-    found.count = before;
+    if (threadIdx.x == 0) found.count = before;
     __syncthreads();
 }
 
