@@ -138,18 +138,8 @@ KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS, 1) {
         const float* all = args.logits + (u64)chosen * args.experts;
         for (u32 id = threadIdx.x % 32; id < args.experts; id += 32) logits[warp][id] = load_fresh(all + id);
         __syncwarp();
-        u32* ids = args.ids + (u64)chosen * args.top_k;
-        float* weights = args.weights + (u64)chosen * args.top_k;
-        const u32 lane = threadIdx.x % 32;
-        float mine = 0.0f;
-        const float sum =
-            choose_experts(logits[warp], args.experts, args.top_k, lane, [&](u32 k, u32 id, float exponential) {
-                if (k % 32 != lane) return;
-                ids[k] = id;
-                if (k < 32) mine = exponential;
-                else weights[k] = exponential;
-            });
-        for (u32 k = lane; k < args.top_k; k += 32) weights[k] = (k < 32 ? mine : weights[k]) / sum;
+        const u64 at = (u64)chosen * args.top_k;
+        store_choice(logits[warp], args.experts, args.top_k, threadIdx.x % 32, args.ids + at, args.weights + at);
         __syncwarp();
     }
 }

@@ -107,6 +107,7 @@ pub(crate) struct Rule {
 /// Fusing rules in order of preference.
 pub(crate) const RULES: &[Rule] = &[
     fuse_router::NORM_AND_CHOOSE,
+    fuse_router::PRODUCT_AND_CHOOSE,
     single::GATED,
     single::PRODUCTS,
     single::PLAIN_NORMED,

@@ -91,6 +91,30 @@ pub(crate) fn moe_linear_shapes_agree_in_every_bit(open: Open<'_>, wide: &[usize
     }
 }
 
+/// Routers: slices of nothing, one and two quads, and of more than a CTA holds; experts that end inside a row tile and in a
+/// second group of tiles, with and without bias.
+pub(crate) fn router_shapes_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
+    for (cols, experts, top_k, bias) in [(100, 7, 4, None), (3300, 32, 4, Some(WeightId(3))), (164, 40, 6, None)] {
+        let specs = [
+            WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
+            WeightSpec::matrix("router", DType::F32, experts, cols),
+            WeightSpec::experts("experts", DType::F32, experts, 8, cols),
+            WeightSpec::vector("router.bias", 1, experts),
+        ];
+        for chosen in [false, true] {
+            let name = format!("{experts} experts of {cols}, chosen: {chosen}");
+            agree(open, &name, &specs, &[&[2, 9, 17, 70][..], wide].concat(), |builder| {
+                let x = builder.embed("x", WeightId(0)).unwrap();
+                let logits = builder.linear("logits", x, WeightId(1), bias).unwrap();
+                let (ids, weights) = builder.router("router", logits, top_k).unwrap();
+                let products = builder.moe_linear("products", x, ids, WeightId(2), None).unwrap();
+                let sum = builder.moe_combine("sum", products, weights).unwrap();
+                if chosen { sum } else { logits }
+            });
+        }
+    }
+}
+
 /// The second half of a layer of experts, as the models record it.
 pub(crate) fn expert_layers_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
     let (cols, hidden) = (352, 96);
