@@ -94,7 +94,9 @@ pub(crate) fn moe_linear_shapes_agree_in_every_bit(open: Open<'_>, wide: &[usize
 /// Routers: slices of nothing, one and two quads, and of more than a CTA holds; experts that end inside a row tile and in a
 /// second group of tiles, with and without bias.
 pub(crate) fn router_shapes_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
-    for (cols, experts, top_k, bias) in [(100, 7, 4, None), (3300, 32, 4, Some(WeightId(3))), (164, 40, 6, None)] {
+    for (cols, experts, top_k, bias) in
+        [(100, 7, 4, None), (3300, 32, 4, Some(WeightId(3))), (164, 40, 6, None)]
+    {
         let specs = [
             WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
             WeightSpec::matrix("router", DType::F32, experts, cols),
