@@ -19,22 +19,38 @@ struct MoeCombineArgs {
 #define EXPERTS_AHEAD 4
 
 // Four elements of a row, of which `live` are there.
-__device__ __forceinline__ Floats4 load_part(const float* row, u32 first, u32 live, bool aligned) {
-    if (aligned) return *(const Floats4*)(row + first);
+template <bool ALIGNED>
+__device__ __forceinline__ Floats4 load_part(const float* part, u32 live) {
     Floats4 four;
+    if constexpr (ALIGNED) {
+        four = *(const Floats4*)part;
+    } else {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) four.at[i] = i < live ? row[first + i] : 0.0f;
+        for (u32 i = 0; i < 4; ++i) four.at[i] = i < live ? part[i] : 0.0f;
+    }
     return four;
+}
+
+template <bool ALIGNED>
+__device__ __forceinline__ void store_part(float* part, const Floats4& four, u32 live) {
+    if constexpr (ALIGNED) {
+        *(Floats4*)part = four;
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            if (i < live) part[i] = four.at[i];
+        }
+    }
 }
 
 template <bool ALIGNED>
 __device__ __forceinline__ void combine(const MoeCombineArgs& args, u32 row, u32 first) {
     const u32 live = args.width - first;
-    const u64 at = (u64)row * args.width;
+    const u64 at = (u64)row * args.width + first;
     Floats4 residual = {{0.0f, 0.0f, 0.0f, 0.0f}};
-    if (args.residual) residual = load_part(args.residual + at, first, live, ALIGNED);
+    if (args.residual) residual = load_part<ALIGNED>(args.residual + at, live);
     const float* weights = args.weights + (u64)row * args.top_k;
-    const float* x = args.x + at * args.top_k;
+    const float* x = args.x + (u64)row * args.top_k * args.width + first;
     Floats4 sum = {{0.0f, 0.0f, 0.0f, 0.0f}};
     for (u32 k = 0; k < args.top_k; k += EXPERTS_AHEAD) {
         Floats4 experts[EXPERTS_AHEAD];
@@ -42,7 +58,7 @@ __device__ __forceinline__ void combine(const MoeCombineArgs& args, u32 row, u32
 #pragma unroll
         for (u32 i = 0; i < EXPERTS_AHEAD; ++i) {
             if (k + i >= args.top_k) continue;
-            experts[i] = load_part(x + (u64)(k + i) * args.width, first, live, ALIGNED);
+            experts[i] = load_part<ALIGNED>(x + (u64)(k + i) * args.width, live);
             factors[i] = weights[k + i];
         }
 #pragma unroll
@@ -56,15 +72,7 @@ __device__ __forceinline__ void combine(const MoeCombineArgs& args, u32 row, u32
 #pragma unroll
         for (int j = 0; j < 4; ++j) sum.at[j] = residual.at[j] + sum.at[j];
     }
-    float* y = args.y + at + first;
-    if (ALIGNED) {
-        *(Floats4*)y = sum;
-        return;
-    }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        if (j < live) y[j] = sum.at[j];
-    }
+    store_part<ALIGNED>(args.y + at, sum, live);
 }
 
 KERNEL(moe_combine_f32, MoeCombineArgs, 256) {
