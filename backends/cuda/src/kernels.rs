@@ -119,6 +119,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/product.cuh", include_str!("../../../cuda/common/product.cuh")),
     ("common/plain.cuh", include_str!("../../../cuda/common/plain.cuh")),
     ("common/routing_choice.cuh", include_str!("../../../cuda/common/routing_choice.cuh")),
+    ("common/router.cuh", include_str!("../../../cuda/common/router.cuh")),
     ("common/routing.cuh", include_str!("../../../cuda/common/routing.cuh")),
     ("common/attention_join.cuh", include_str!("../../../cuda/common/attention_join.cuh")),
     ("common/attention_tile.cuh", include_str!("../../../cuda/common/attention_tile.cuh")),

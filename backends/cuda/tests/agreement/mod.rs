@@ -65,6 +65,7 @@ macro_rules! agreement_tests {
         agreement::agreement_tests! { $check;
             products:
                 linear_shapes_agree_in_every_bit moe_linear_shapes_agree_in_every_bit router_shapes_agree_in_every_bit
+                normed_router_shapes_agree_in_every_bit
                 expert_layers_agree_in_every_bit gated_layers_agree_in_every_bit
                 fused_single_steps_agree_with_batches_in_every_bit prefill_steps_agree_with_single_ones_in_every_bit;
             attention:

@@ -117,6 +117,34 @@ pub(crate) fn router_shapes_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
     }
 }
 
+/// Routers behind a norm, which others read as floats and as records.
+pub(crate) fn normed_router_shapes_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
+    for (dtype, cols, experts) in [(DType::Q8_0, 3328, 40), (DType::F32, 96, 7)] {
+        let specs = [
+            WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
+            WeightSpec::vector("norm", 1, cols),
+            WeightSpec::matrix("router", DType::F32, experts, cols),
+            WeightSpec::vector("router.bias", 1, experts),
+            WeightSpec::experts("experts", dtype, experts, 32, cols),
+            WeightSpec::experts("floats", DType::F32, experts, 8, cols),
+            WeightSpec::matrix("spread", DType::F32, 32, 8),
+        ];
+        agree(open, dtype.name(), &specs, &[&[2, 9, 17, 70][..], wide].concat(), |builder| {
+            let x = builder.embed("x", WeightId(0)).unwrap();
+            let normed = builder.rms_norm("norm", x, WeightId(1), 1e-5).unwrap();
+            let logits = builder.linear("logits", normed, WeightId(2), Some(WeightId(3))).unwrap();
+            let (ids, weights) = builder.router("router", logits, 5).unwrap();
+            let of_records = builder.moe_linear("of_records", normed, ids, WeightId(4), None).unwrap();
+            let of_floats = builder.moe_linear("of_floats", normed, ids, WeightId(5), None).unwrap();
+            let [first, second] = [("first", of_records), ("second", of_floats)]
+                .map(|(label, products)| builder.moe_combine(label, products, weights).unwrap());
+            builder.gelu("later", x).unwrap();
+            let second = builder.linear("spread", second, WeightId(6), None).unwrap();
+            builder.add("both", first, second).unwrap()
+        });
+    }
+}
+
 /// The second half of a layer of experts, as the models record it.
 pub(crate) fn expert_layers_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
     let (cols, hidden) = (352, 96);
