@@ -129,6 +129,9 @@ fn in_chunks(open: Open<'_>, shape: &Shape, all: usize, chunk: usize) -> Vec<u32
     steps.flat_map(|(tokens, positions)| step(backend.as_mut(), plan, tokens, positions, all)).collect()
 }
 
+/// Tokens of a step below, the last of them padding.
+const TOKENS: usize = 19;
+
 /// Queries and what attention makes of them, rotated and stored in one launch and, as the rotated keys are put out too, in
 /// three.
 pub(crate) fn rotations_agree_fused_and_apart_in_every_bit(open: Open<'_>, _: &[usize]) {
@@ -140,7 +143,6 @@ pub(crate) fn rotations_agree_fused_and_apart_in_every_bit(open: Open<'_>, _: &[
         // Heads of no whole parts stay apart.
         Shape { heads: 4, head_dim: 32, rotated: 20, ..PLAIN },
     ];
-    const TOKENS: usize = 19;
     for shape in shapes {
         let [fused, apart] = [false, true].map(|apart| {
             let (mut backend, specs) = prepared(open, &shape, TOKENS);
@@ -153,7 +155,6 @@ pub(crate) fn rotations_agree_fused_and_apart_in_every_bit(open: Open<'_>, _: &[
                 mixed(builder, &shape, q)
             };
             let plan = backend.compile(&[program(&specs, TOKENS, outputs)]).unwrap()[0];
-            // The last token is padding.
             let (tokens, positions) = (some_tokens(TOKENS - 1), (0..TOKENS as u32 - 1).collect::<Vec<_>>());
             submit(backend.as_mut(), plan, &tokens, &positions, TOKENS);
             let mut outputs = StepOutputs::default();
