@@ -431,8 +431,12 @@ inline void products_add(i32 (&d)[N], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
     }
 }
 inline void products_commit() {}
-template <int N>
+template <int PENDING, int N>
 inline void products_wait(i32 (&)[N]) {}
+template <int REGISTERS>
+inline void release_registers() {}
+template <int REGISTERS>
+inline void claim_registers() {}
 inline void publish_operands() {}
 template <int BYTES>
 inline void copy_bytes_async(void* shared, const void* source) { memcpy(shared, source, BYTES); }
