@@ -29,7 +29,7 @@
 #define GROUP_BLOCKS 2
 #define GROUP_STAGES 4
 static_assert(GROUP_STAGES * GROUP_BLOCKS <= 8, "the record of a super-block is taken out before the next one comes");
-static_assert(GROUP_PRODUCERS == GROUP_COLUMNS, "every thread that copies has a column");
+static_assert(GROUP_PRODUCERS == GROUP_COLUMNS && GROUP_BLOCKS == 2, "who copies what");
 
 // [eight columns][high, low][half of the block][column][element]
 typedef u8 GroupCodes[GROUP_COLUMNS / 8][2][2][8][16];
@@ -117,17 +117,25 @@ __device__ __forceinline__ void copy_planes(u8 (&target)[GROUP_TILES][BYTES], co
 }
 
 // What the copying warpgroup does for one product of `blocks` blocks and `live` columns: stage after stage, as places become
-// free. Thread c of it has column c.
+// free. A warp asks for all 64 bytes of eight columns' codes at once, eight lanes for sixteen of them each, so that they are
+// fetched once and their places in shared memory are 128 bytes in a row.
 template <int FORMAT>
 __device__ __forceinline__ void produce(u32 blocks, const Activations& x, u32 live, GroupShared<FORMAT>& shared) {
     using C = Codec<FORMAT>;
     using S = Strides<FORMAT>;
     using B = TileBytes<FORMAT>;
-    const u32 column = threadIdx.x % GROUP_PRODUCERS;
-    const bool has_column = column < (live + PIECE_COLUMNS - 1) / PIECE_COLUMNS * PIECE_COLUMNS;
-    const u64 record = (u64)shared.rows[column] * blocks;
-    const u8* codes = x.codes + record * ACTIVATION_CODE_BYTES;
-    const u8* sums = (const u8*)(x.sums + record);
+    const u32 lane = threadIdx.x % 32;
+    const u32 warp = threadIdx.x / 32 % 4;
+    const u32 pieces = (live + PIECE_COLUMNS - 1) / PIECE_COLUMNS;
+    const u32 part = lane / 8;
+    // Of column 32 i + `column`, and of column 64 i + `summed`, whose sums this lane copies for block lane % 2 of each stage.
+    const u32 column = 8 * warp + lane % 8;
+    const u32 summed = 16 * warp + lane / 2;
+    u32 codes[PIECES], sums[PIECES / 2];
+#pragma unroll
+    for (u32 i = 0; i < PIECES; ++i) codes[i] = shared.rows[32 * i + column] * blocks;
+#pragma unroll
+    for (u32 i = 0; i < PIECES / 2; ++i) sums[i] = shared.rows[64 * i + summed] * blocks + lane % 2;
     u32 place = 0;
     u32 round = 0;
 #pragma unroll 1
@@ -136,20 +144,24 @@ __device__ __forceinline__ void produce(u32 blocks, const Activations& x, u32 li
         if (round > 0) shared.empty[place].wait((round - 1) % 2);
         const u32 count = blocks - block < GROUP_BLOCKS ? blocks - block : GROUP_BLOCKS;
 #pragma unroll
-        for (u32 b = 0; b < GROUP_BLOCKS; ++b) {
-            if (!has_column || b >= count) break;
+        for (u32 i = 0; i < PIECES; ++i) {
+            if (i >= pieces) break;
+            const u8* from = x.codes + (u64)(codes[i] + block) * ACTIVATION_CODE_BYTES + part * 16;
 #pragma unroll
-            for (u32 part = 0; part < 4; ++part) {
-                copy_async(stage.codes[b][column / 8][part / 2][part % 2][column % 8],
-                           codes + b * ACTIVATION_CODE_BYTES + part * 16, true);
-            }
-#pragma unroll
-            for (u32 i = 0; i < GroupStage<FORMAT>::SUMS; ++i) {
-                copy_bytes_async<4>(&stage.sums[b][i][sums_place(column)], sums + b * sizeof(ActivationSums) + 4 * i);
+            for (u32 b = 0; b < GROUP_BLOCKS; ++b) {
+                if (b >= count) break;
+                copy_async(stage.codes[b][4 * i + warp][part / 2][part % 2][lane % 8], from + b * ACTIVATION_CODE_BYTES, true);
             }
         }
-        codes += GROUP_BLOCKS * ACTIVATION_CODE_BYTES;
-        sums += GROUP_BLOCKS * sizeof(ActivationSums);
+#pragma unroll
+        for (u32 i = 0; i < PIECES / 2; ++i) {
+            if (64 * i + summed >= pieces * PIECE_COLUMNS || lane % 2 >= count) break;
+            const float* from = (const float*)(x.sums + (sums[i] + block));
+#pragma unroll
+            for (u32 s = 0; s < GroupStage<FORMAT>::SUMS; ++s) {
+                copy_bytes_async<4>(&stage.sums[lane % 2][s][sums_place(64 * i + summed)], from + s);
+            }
+        }
         copy_planes(stage.weight_codes, shared.tiles, &TilePlanes::codes, (u64)block * S::CODES, count * S::CODES);
         if constexpr (B::HAS_HIGH) {
             copy_planes(stage.weight_high, shared.tiles, &TilePlanes::high, (u64)block * S::HIGH, count * S::HIGH);
@@ -162,12 +174,21 @@ __device__ __forceinline__ void produce(u32 blocks, const Activations& x, u32 li
                 copy_planes(shared.supers, shared.tiles, &TilePlanes::supers, (u64)(block / 8) * S::SUPERS, S::SUPERS);
             }
         }
-        shared.full[place].arrive_copied();
+        commit_copies();
+        // The stage before has come by now, or soon.
+        if (block > 0) {
+            wait_copies<1>();
+            publish_operands();
+            shared.full[place == 0 ? GROUP_STAGES - 1 : place - 1].arrive();
+        }
         if (++place == GROUP_STAGES) {
             place = 0;
             ++round;
         }
     }
+    wait_copies<0>();
+    publish_operands();
+    shared.full[place == 0 ? GROUP_STAGES - 1 : place - 1].arrive();
 }
 
 // The record of row tile `tile`'s super-block, of this lane's row.
@@ -298,78 +319,85 @@ __device__ __forceinline__ void shift_up(i32 (&sums)[N]) {
     for (int i = 0; i < N; ++i) sums[i] = (i32)((u32)sums[i] << 8);
 }
 
-// Adds the sums of the h-th half of the columns to `acc`.
+// The scales of a lane's columns in the first AHEAD sixteens of the h-th half of N / 2 columns; asked for before the sums that they
+// scale have come.
+#define SCALES_AHEAD 2
 template <int FORMAT, int N>
-__device__ __forceinline__ void add_sums(const i32 (&sums)[N], const HalfScales<FORMAT>& scales, int part,
-                                         const GroupStage<FORMAT>& stage, u32 b, int h, float (&acc)[N]) {
-    using C = Codec<FORMAT>;
-    const u32 t = threadIdx.x % 4;
+struct AheadScales {
+    static constexpr int COUNT = N / 8 < SCALES_AHEAD ? N / 8 : SCALES_AHEAD;
+    FourSums at[COUNT];
+
+    __device__ __forceinline__ void load(const FourSums* sums, int h) {
 #pragma unroll
-    for (int n = 0; n < N / 4; n += 2) {
+        for (int i = 0; i < COUNT; ++i) at[i] = sums[(h * (N / 8) + i) * 4];
+    }
+};
+
+// Adds the sums of the h-th half of the columns to `acc`. `own`: this lane's scales of the block, GROUP_COLUMNS / 4 of them before
+// the next plane.
+template <int FORMAT, int N>
+__device__ __forceinline__ void add_sums(const i32 (&sums)[N], const HalfScales<FORMAT>& scales, int part, const FourSums* own,
+                                         const AheadScales<FORMAT, N>& ahead, int h, float (&acc)[N]) {
+    using C = Codec<FORMAT>;
+#pragma unroll
+    for (int i = 0; i < N / 8; ++i) {
         // Of this lane's columns in sixteen.
-        const auto four = [&](int i) { return ((const FourSums*)stage.sums[b][i])[(h * (N / 4) + n) / 2 * 4 + t]; };
-        const FourSums scale = four(0);
+        const auto four = [&](int plane) { return own[plane * (GROUP_COLUMNS / 4) + (h * (N / 8) + i) * 4]; };
+        const FourSums scale = i < AheadScales<FORMAT, N>::COUNT ? ahead.at[i < AheadScales<FORMAT, N>::COUNT ? i : 0] : four(0);
         FourSums least;
         if constexpr (C::MINIMUM && C::HALVES) least = four(1 + part);
         if constexpr (C::MINIMUM && !C::HALVES) {
             const FourSums low = four(1), high = four(2);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) least.at[i] = low.at[i] + high.at[i];
+            for (int j = 0; j < 4; ++j) least.at[j] = low.at[j] + high.at[j];
         }
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const int row = i % 4 / 2;
-            const int column = i / 4 * 2 + i % 2;
-            float& own = acc[4 * n + i];
-            own = fmaf(scales.code[part][row], scale.at[column] * (float)sums[4 * n + i], own);
-            if constexpr (C::MINIMUM) own = fmaf(scales.least[part][row], least.at[column], own);
+        for (int j = 0; j < 8; ++j) {
+            const int row = j % 4 / 2;
+            const int column = j / 4 * 2 + j % 2;
+            float& total = acc[8 * i + j];
+            total = fmaf(scales.code[part][row], scale.at[column] * (float)sums[8 * i + j], total);
+            if constexpr (C::MINIMUM) total = fmaf(scales.least[part][row], least.at[column], total);
         }
     }
 }
 
-// Multiplies part `part` of a block of this warp's 16 rows, fragment `a`, with both halves of the columns and adds it to `acc`.
-// One half's products run while the other's sums are shifted or scaled.
-template <int FORMAT, int N>
-__device__ __forceinline__ void add_columns(const u32 (&a)[4], const HalfScales<FORMAT>& scales, int part,
-                                            const GroupStage<FORMAT>& stage, u32 b, float (&acc)[2][N]) {
+// Begins, after `products_begin`, the products of one half of the columns with part `part` of fragment `a`: high bytes, or with KEEP low bytes added to
+// `sums`. `operand`: of the half's first columns.
+template <int FORMAT, bool KEEP, int N>
+__device__ __forceinline__ void begin_products(i32 (&sums)[N], const u32 (&a)[4], int part, u32 operand) {
     const bool first = !Codec<FORMAT>::HALVES || part == 0;
     const bool second = !Codec<FORMAT>::HALVES || part == 1;
-    const u32 a0 = first ? a[0] : 0, a1 = first ? a[1] : 0, a2 = second ? a[2] : 0, a3 = second ? a[3] : 0;
-    constexpr u32 LOW = OPERAND_STRIDE / 2 / 16;
-    const u32 left = shared_operand(stage.codes[b]);
-    const u32 right = left + N / 4 * (OPERAND_STRIDE / 16);
-    i32 left_sums[N], right_sums[N];
-    products_begin();
-    products_add<false>(left_sums, a0, a1, a2, a3, left);
+    products_add<KEEP>(sums, first ? a[0] : 0, first ? a[1] : 0, second ? a[2] : 0, second ? a[3] : 0,
+                       operand + (KEEP ? OPERAND_STRIDE / 2 / 16 : 0));
     products_commit();
-    products_add<false>(right_sums, a0, a1, a2, a3, right);
-    products_commit();
-    products_wait<1>(left_sums);
-    shift_up(left_sums);
-    products_begin();
-    products_add<true>(left_sums, a0, a1, a2, a3, left + LOW);
-    products_commit();
-    products_wait<1>(right_sums);
-    shift_up(right_sums);
-    products_begin();
-    products_add<true>(right_sums, a0, a1, a2, a3, right + LOW);
-    products_commit();
-    products_wait<1>(left_sums);
-    add_sums<FORMAT>(left_sums, scales, part, stage, b, 0, acc[0]);
-    products_wait<0>(right_sums);
-    add_sums<FORMAT>(right_sums, scales, part, stage, b, 1, acc[1]);
 }
+
+// What a warp reads of a block's weights: its codes, and scales where they are not super-blocks'.
+template <int FORMAT>
+struct HalfBlock {
+    TileCodes codes;
+    ScaleRecord scales;
+
+    __device__ __forceinline__ void load(const GroupStage<FORMAT>& stage, u32 b, u32 tile, u32 m, u32 lane) {
+        codes = load_half<FORMAT>(stage, b, tile, m, lane);
+        if constexpr (!Codec<FORMAT>::SUPER) scales = load_half_scales<FORMAT>(stage, b, tile, m, lane);
+    }
+};
 
 // The sums of this warp's 16 rows of the CTA's row tile `tile` with LIVE pieces of columns, in this thread's `shared.totals`;
 // [4p + n]: columns 32p + 8n on, as mma has them. `active`: the warpgroup has something to do.
+//
+// While a half's sums are shifted or scaled, products of the other half run; the weights of the next block are read before. (The
+// assembler takes no product that runs from one block into the next: it would wait for each.)
 template <int FORMAT, int LIVE>
-__device__ __forceinline__ void consume(u32 blocks, u32 tile, bool active, GroupShared<FORMAT>& shared) {
+__device__ __forceinline__ void consume(u32 blocks, u32 tile, u32 m, u32 lane, GroupShared<FORMAT>& shared) {
     using C = Codec<FORMAT>;
-    const u32 lane = threadIdx.x % 32;
-    const u32 m = threadIdx.x / 32 % 2;
+    constexpr int PARTS = HalfScales<FORMAT>::PARTS;
     const u32 units = blocks / C::BLOCKS;
-    // Sums of one half of the columns.
+    // Sums of one half of the columns, and how far its operand lies from the other's.
     constexpr int N = 8 * LIVE;
+    constexpr u32 RIGHT = N / 4 * (OPERAND_STRIDE / 16);
     float acc[2][N];
 #pragma unroll
     for (int i = 0; i < N; ++i) acc[0][i] = acc[1][i] = 0.0f;
@@ -395,36 +423,58 @@ __device__ __forceinline__ void consume(u32 blocks, u32 tile, bool active, Group
             slice_end = slice_begin(slice + 1, units);
         }
     };
-    UnitScales unit;
     end_slices(0);
+    UnitScales unit;
+    HalfBlock<FORMAT> half;
+    shared.full[0].wait(0);
+    half.load(shared.stages[0], 0, tile, m, lane);
     // Blocks are not unrolled, so that the loop stays in the instruction cache next to the scheduler. Warps go through the
-    // stages on their own.
+    // stages on their own. Behind the last block comes itself, for nothing.
 #pragma unroll 1
     for (u32 block = 0; block < blocks; ++block) {
         const u32 b = block % GROUP_BLOCKS;
-        const u32 index = block / GROUP_BLOCKS;
-        const u32 place = index % GROUP_STAGES;
-        if (b == 0) {
-            shared.full[place].wait(index / GROUP_STAGES % 2);
-            publish_operands();
+        const u32 place = block / GROUP_BLOCKS % GROUP_STAGES;
+        const GroupStage<FORMAT>& stage = shared.stages[place];
+        u32 a[4];
+        half_fragments<FORMAT>(half.codes, m, a);
+        if constexpr (C::SUPER) {
+            if (block % 8 == 0) unit = unpack<FORMAT>(load_copied_record<FORMAT>(shared, tile, lane));
+        } else {
+            unit = unpack<FORMAT>(half.scales);
         }
-        if (active) {
-            const GroupStage<FORMAT>& stage = shared.stages[place];
-            u32 a[4];
-            half_fragments<FORMAT>(load_half<FORMAT>(stage, b, tile, m, lane), m, a);
-            if constexpr (C::SUPER) {
-                if (block % 8 == 0) unit = unpack<FORMAT>(load_copied_record<FORMAT>(shared, tile, lane));
-            } else {
-                unit = unpack<FORMAT>(load_half_scales<FORMAT>(stage, b, tile, m, lane));
-            }
-            const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
+        const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
 #pragma unroll
-            for (int part = 0; part < HalfScales<FORMAT>::PARTS; ++part) {
-                add_columns<FORMAT>(a, scales, part, stage, b, acc);
+        for (int part = 0; part < PARTS; ++part) {
+            const u32 operand = shared_operand(stage.codes[b]);
+            i32 left[N], right[N];
+            products_begin();
+            begin_products<FORMAT, false>(left, a, part, operand);
+            begin_products<FORMAT, false>(right, a, part, operand + RIGHT);
+            if (part == 0) {
+                const u32 next = block + 1 < blocks ? block + 1 : block;
+                const u32 next_place = next / GROUP_BLOCKS % GROUP_STAGES;
+                if (next % GROUP_BLOCKS == 0) shared.full[next_place].wait(next / GROUP_BLOCKS / GROUP_STAGES % 2);
+                half.load(shared.stages[next_place], next % GROUP_BLOCKS, tile, m, lane);
             }
-            if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
+            products_wait<1>(left);
+            shift_up(left);
+            products_begin();
+            begin_products<FORMAT, true>(left, a, part, operand);
+            products_wait<1>(right);
+            shift_up(right);
+            products_begin();
+            begin_products<FORMAT, true>(right, a, part, operand + RIGHT);
+            const FourSums* own = (const FourSums*)stage.sums[b][0] + lane % 4;
+            AheadScales<FORMAT, N> ahead;
+            ahead.load(own, 0);
+            products_wait<1>(left);
+            add_sums<FORMAT>(left, scales, part, own, ahead, 0, acc[0]);
+            ahead.load(own, 1);
+            products_wait<0>(right);
+            add_sums<FORMAT>(right, scales, part, own, ahead, 1, acc[1]);
         }
-        if (b + 1 == GROUP_BLOCKS || block + 1 == blocks) {
+        if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
+        if (b + 1 == GROUP_BLOCKS) {
             __syncwarp();
             if (lane == 0) shared.empty[place].arrive();
         }
@@ -432,17 +482,28 @@ __device__ __forceinline__ void consume(u32 blocks, u32 tile, bool active, Group
 }
 
 // The same for `live` columns that hold something: code of its own for each number of pieces, because registers and products
-// have their sizes at compile time.
+// have their sizes at compile time. A warpgroup that is not `active` has nothing to do.
 template <int FORMAT>
-__device__ __forceinline__ void consume_live(u32 blocks, u32 tile, bool active, u32 live, GroupShared<FORMAT>& shared) {
-    if (live > 3 * PIECE_COLUMNS) {
-        consume<FORMAT, 4>(blocks, tile, active, shared);
+__device__ __forceinline__ void consume_live(u32 blocks, bool active, u32 live, GroupShared<FORMAT>& shared) {
+    // Through a shuffle, so that the assembler keeps it in a register instead of asking for it in every block.
+    const u32 thread = __shfl_sync(0xffffffffu, threadIdx.x, threadIdx.x % 32);
+    const u32 lane = thread % 32;
+    const u32 m = thread / 32 % 2;
+    const u32 tile = thread / 64;
+    if (!active) {
+        if (lane > 0) return;
+        for (u32 index = 0; index < blocks / GROUP_BLOCKS; ++index) {
+            shared.full[index % GROUP_STAGES].wait(index / GROUP_STAGES % 2);
+            shared.empty[index % GROUP_STAGES].arrive();
+        }
+    } else if (live > 3 * PIECE_COLUMNS) {
+        consume<FORMAT, 4>(blocks, tile, m, lane, shared);
     } else if (live > 2 * PIECE_COLUMNS) {
-        consume<FORMAT, 3>(blocks, tile, active, shared);
+        consume<FORMAT, 3>(blocks, tile, m, lane, shared);
     } else if (live > PIECE_COLUMNS) {
-        consume<FORMAT, 2>(blocks, tile, active, shared);
+        consume<FORMAT, 2>(blocks, tile, m, lane, shared);
     } else {
-        consume<FORMAT, 1>(blocks, tile, active, shared);
+        consume<FORMAT, 1>(blocks, tile, m, lane, shared);
     }
 }
 
@@ -485,7 +546,7 @@ __device__ __forceinline__ void group_products(u32 blocks, const Activations& x,
             shared.empty[threadIdx.x].open(GROUP_CONSUMERS / 32);
         }
         __syncthreads();
-        consume_live<FORMAT>(blocks, threadIdx.x / 64, active, live, shared);
+        consume_live<FORMAT>(blocks, active, live, shared);
         __syncthreads();
         if (threadIdx.x < GROUP_STAGES) {
             shared.full[threadIdx.x].close();
