@@ -253,6 +253,13 @@ inline u32 __ballot_sync(u32, bool predicate) {
     for (u32 lane = 0; lane < 32; ++lane) bits |= machine::lane_value<u32>(all, lane) << lane;
     return bits;
 }
+template <class T>
+inline u32 __match_any_sync(u32, T value) {
+    const machine::Slots all = machine::exchange(value);
+    u32 bits = 0;
+    for (u32 lane = 0; lane < 32; ++lane) bits |= (u32)(machine::lane_value<T>(all, lane) == value) << lane;
+    return bits;
+}
 inline u32 __reduce_max_sync(u32, u32 value) {
     const machine::Slots all = machine::exchange(value);
     u32 largest = 0;
