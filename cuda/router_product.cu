@@ -144,7 +144,9 @@ __device__ __forceinline__ void join_and_choose(const RouterProductArgs& args, c
     if (gridDim.x > 1) {
         if (!arrives_last(args.arrivals + blockIdx.y, gridDim.x)) return;
         const float* all = args.logits + (u64)first * args.experts;
-        for (u32 index = threadIdx.x; index < live * args.experts; index += PLAIN_THREADS) logits[index] = load_fresh(all + index);
+        for (u32 index = threadIdx.x; index < live * args.experts; index += PLAIN_THREADS) {
+            logits[index] = load_fresh(all + index);
+        }
     }
     __syncthreads();
     for (u32 n = warp; n < live; n += PLAIN_THREADS / 32) {

@@ -89,7 +89,7 @@ impl CudaBackend {
                 .map_err(failed)?,
             max_shared_bytes: device.attribute(shared).map_err(failed)?,
         };
-        let kernels = KernelSet::open(arch)?;
+        let kernels = KernelSet::open(arch, traits.max_shared_bytes)?;
         let stream = Stream::create().map_err(failed)?;
         let (free, total) = device.memory().map_err(failed)?;
         let caps = Caps {

@@ -108,7 +108,16 @@ fn compile_all(jobs: &[(&Unit, Arch)]) -> Report {
 /// Whether a decode step of one to eight sequences of a shipped model runs the kernel: everything but the kernels for
 /// more tokens, those that run at load time, and the formats no shipped model has.
 fn is_hot(kernel: &str) -> bool {
-    const WIDER: [&str; 6] = ["_split16_", "_split32_", "_sweep_", "_group_", "attention_rows_", "repack_"];
+    const WIDER: [&str; 8] = [
+        "_stream16_",
+        "_gated16_",
+        "_split16_",
+        "_split32_",
+        "_sweep_",
+        "_group_",
+        "attention_rows_",
+        "repack_",
+    ];
     const RARER: [&str; 6] = ["_q4_0", "_q4_1", "_q5_1", "_q2_k", "_q3_k", "_q5_k"];
     !WIDER.iter().any(|part| kernel.contains(part)) && !RARER.iter().any(|end| kernel.ends_with(end))
 }

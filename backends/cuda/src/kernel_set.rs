@@ -14,6 +14,8 @@ use crate::module::{self, Compiler};
 #[derive(Debug)]
 pub(crate) struct KernelSet {
     arch: Arch,
+    /// What the device gives a CTA at most.
+    max_shared_bytes: u32,
     compiler: Compiler,
     origin: String,
     units: Vec<Unit>,
@@ -32,9 +34,11 @@ fn compile_error(error: &crate::nvrtc::NvrtcError) -> BackendError {
 impl KernelSet {
     /// Finds the compiler and makes sure that the disk cache holds every unit of this architecture.
     ///
+    /// `max_shared_bytes`: what the device gives a CTA at most.
+    ///
     /// # Errors
     /// No compiler, or a kernel that does not compile.
-    pub(crate) fn open(arch: Arch) -> Result<Self, BackendError> {
+    pub(crate) fn open(arch: Arch, max_shared_bytes: u32) -> Result<Self, BackendError> {
         let origin = Compiler::describe(arch).map_err(|error| compile_error(&error))?;
         let compiler = Compiler::open();
         let units = module::units_of(arch);
@@ -45,7 +49,8 @@ impl KernelSet {
                 names.insert(entry.name.clone(), (index, kernel));
             }
         }
-        Ok(Self { arch, compiler, origin, units, names, functions: HashMap::new(), modules: HashMap::new() })
+        let (functions, modules) = (HashMap::new(), HashMap::new());
+        Ok(Self { arch, max_shared_bytes, compiler, origin, units, names, functions, modules })
     }
 
     /// Where the kernels come from, for logs.
@@ -70,7 +75,9 @@ impl KernelSet {
         for ((index, unit), cubin) in wanted.into_iter().zip(&units).zip(cubins) {
             let module = Module::load(&cubin).map_err(|error| error.at(&unit.name))?;
             for kernel in &unit.kernels {
-                let function = module.function(&kernel.name, kernel.max_shared_bytes);
+                // Plans refuse launches that want more than the device has.
+                let shared_bytes = kernel.max_shared_bytes.min(self.max_shared_bytes);
+                let function = module.function(&kernel.name, shared_bytes);
                 let function = function.map_err(|error| error.at(&kernel.name))?;
                 self.functions.insert(kernel.name.clone(), function);
             }

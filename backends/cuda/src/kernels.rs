@@ -114,6 +114,8 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/arrival.cuh", include_str!("../../../cuda/common/arrival.cuh")),
     ("common/warpgroup.cuh", include_str!("../../../cuda/common/warpgroup.cuh")),
     ("common/group_product.cuh", include_str!("../../../cuda/common/group_product.cuh")),
+    ("common/batch.cuh", include_str!("../../../cuda/common/batch.cuh")),
+    ("common/pair_groups.cuh", include_str!("../../../cuda/common/pair_groups.cuh")),
     ("common/moe_linear_args.cuh", include_str!("../../../cuda/common/moe_linear_args.cuh")),
     ("common/tile.cuh", include_str!("../../../cuda/common/tile.cuh")),
     ("common/product.cuh", include_str!("../../../cuda/common/product.cuh")),

@@ -253,6 +253,13 @@ inline u32 __ballot_sync(u32, bool predicate) {
     for (u32 lane = 0; lane < 32; ++lane) bits |= machine::lane_value<u32>(all, lane) << lane;
     return bits;
 }
+template <class T>
+inline u32 __match_any_sync(u32, T value) {
+    const machine::Slots all = machine::exchange(value);
+    u32 bits = 0;
+    for (u32 lane = 0; lane < 32; ++lane) bits |= (u32)(machine::lane_value<T>(all, lane) == value) << lane;
+    return bits;
+}
 inline u32 __reduce_max_sync(u32, u32 value) {
     const machine::Slots all = machine::exchange(value);
     u32 largest = 0;
@@ -432,8 +439,12 @@ inline void products_add(i32 (&d)[N], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
     }
 }
 inline void products_commit() {}
-template <int N>
+template <int PENDING, int N>
 inline void products_wait(i32 (&)[N]) {}
+template <int REGISTERS>
+inline void release_registers() {}
+template <int REGISTERS>
+inline void claim_registers() {}
 inline void publish_operands() {}
 template <int BYTES>
 inline void copy_bytes_async(void* shared, const void* source) { memcpy(shared, source, BYTES); }

@@ -66,6 +66,12 @@ fn agree(check: fn(agreement::Open<'_>, &[usize])) {
     let open = |multiprocessors| {
         let mut backend = EmulatedBackend::new();
         backend.traits.multiprocessors = multiprocessors;
+        // Small devices have little memory for a CTA, the smallest none to speak of.
+        backend.traits.max_shared_bytes = match multiprocessors {
+            1 => 48 << 10,
+            2 => 99 << 10,
+            _ => 227 << 10,
+        };
         Box::new(backend) as Box<dyn Backend>
     };
     check(&open, &[]);

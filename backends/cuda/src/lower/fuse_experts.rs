@@ -5,15 +5,15 @@ use worker_orcd_core::{BackendError, DType, Op, RowSet, SwiGluKind};
 
 use super::linear::{ActivationArgs, THREADS, format_unit_of, kernel_name};
 use super::moe::{Operands, RoutingArgs, Spread, operands, prepare, spread};
-use super::{Lowering, Rule, output};
+use super::{Lowering, Rule, output, stream};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{WeightArgs, is_plain};
 
-/// `struct MoeLinearSplitGatedArgs`.
+/// `struct MoeLinearSplitGatedArgs` and `struct MoeLinearStreamGatedArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-struct SplitGatedArgs {
+pub(super) struct GatedArgs {
     gate: WeightArgs,
     up: WeightArgs,
     x: ActivationArgs,
@@ -24,11 +24,12 @@ struct SplitGatedArgs {
     kind: u32,
     alpha: f32,
     limit: f32,
-    reserved: u32,
+    /// Whether the experts were chosen before the launch before.
+    early: u32,
 }
 
-/// Gate, up and activation of the chosen experts for 2 to 16 tokens, when nothing but products reads the result.
-pub(super) const GATED: Rule = Rule { name: "moe_linear.split_gated", apply: gated };
+/// Gate, up and activation of the chosen experts for 2 to 64 tokens, when nothing but products reads the result.
+pub(super) const GATED: Rule = Rule { name: "moe_linear.gated", apply: gated };
 
 fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
     let program = lowering.program();
@@ -49,7 +50,9 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
         && shape(&left.spec) == shape(&right.spec)
         && lowering.is_private(gate_y)
         && lowering.is_private(up_y);
-    let few = spread(lowering.max_rows(RowSet::Tokens), lowering.width(gate.experts)) == Spread::Split8;
+    let (tokens, top_k) = (lowering.max_rows(RowSet::Tokens), lowering.width(gate.experts));
+    let streamed = stream::experts(lowering, left, top_k);
+    let few = streamed.is_some() || spread(tokens, top_k) == Spread::Split8;
     let quantised = !is_plain(left.spec.dtype) && left.spec.rows.is_multiple_of(32);
     if !legal || !few || !quantised || !shared || !readers.codes || readers.floats {
         return Ok(0);
@@ -62,7 +65,7 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
     };
     let vector = |operands: Operands| lowering.vector(gate_node, operands.bias);
     let (gate_bias, up_bias) = (vector(gate)?, vector(up)?);
-    let args = SplitGatedArgs {
+    let args = GatedArgs {
         gate: left.layout.args(left.address),
         up: right.layout.args(right.address),
         x,
@@ -73,12 +76,17 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
         kind,
         alpha,
         limit,
-        reserved: 0,
+        early: u32::from(lowering.is_settled(gate.experts)),
     };
     let label = format!("{}+{}+{}", gate_node.label, up_node.label, active.label);
-    let grid = [args.gate.row_tiles, left.spec.experts as u32, 1];
-    let kernel = kernel_name("moe_linear", "split_gated", left.spec.dtype);
-    lowering.launch(Launch::grid(&label, kernel, grid, [THREADS, 1, 1], 0, &args));
+    let (dtype, experts, row_tiles) = (left.spec.dtype, left.spec.experts as u32, args.gate.row_tiles);
+    lowering.launch(if let Some(shape) = streamed {
+        let grid = stream::expert_grid(&shape, row_tiles, tokens * top_k, experts);
+        shape.launch(&label, "moe_linear", "stream_gated", dtype, grid, &args)
+    } else {
+        let kernel = kernel_name("moe_linear", "split_gated", dtype);
+        Launch::grid(&label, kernel, [row_tiles, experts, 1], [THREADS, 1, 1], 0, &args)
+    });
     Ok(3)
 }
 
@@ -86,7 +94,7 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
 pub(super) fn units() -> Vec<Unit> {
     let gated = |dtype: DType| {
         let source = include_str!("../../../../cuda/moe_linear_split_gated.cu");
-        let kernel = Kernel::of::<SplitGatedArgs>(kernel_name("moe_linear", "split_gated", dtype), THREADS);
+        let kernel = Kernel::of::<GatedArgs>(kernel_name("moe_linear", "split_gated", dtype), THREADS);
         let entries = [("MOE_LINEAR_SPLIT_GATED", kernel)];
         format_unit_of("moe_linear_split_gated", "moe_linear_split_gated.cu", source, dtype, &entries)
     };

@@ -21,6 +21,7 @@ mod position;
 mod sample;
 mod single;
 mod single_experts;
+mod stream;
 
 use std::collections::HashMap;
 
@@ -139,6 +140,7 @@ pub(crate) fn units() -> Vec<Unit> {
         group::units(),
         single::units(),
         single_experts::units(),
+        stream::units(),
         elementwise::units(),
         position::units(),
         attention::units(),

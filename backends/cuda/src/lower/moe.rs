@@ -9,7 +9,7 @@ use worker_orcd_core::{BackendError, DType, Node, Op, RowSet, ValueId, WeightId}
 use super::linear::{
     ActivationArgs, SWEEP_COLUMNS, SWEEP_TILES, THREADS, format_unit, kernel_name, quantize,
 };
-use super::{DeviceWeight, Lowering, Rule, group, output, program_error};
+use super::{DeviceWeight, Lowering, Rule, group, output, program_error, stream};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{WeightArgs, is_plain};
@@ -35,7 +35,7 @@ pub(super) struct RoutingArgs {
     reserved: u32,
 }
 
-/// `struct MoeLinearArgs`.
+/// `struct MoeLinearArgs` and `struct MoeLinearStreamArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct MoeLinearArgs {
@@ -45,7 +45,8 @@ pub(super) struct MoeLinearArgs {
     bias: DevicePtr,
     y: DevicePtr,
     outputs: u32,
-    reserved: u32,
+    /// Whether the experts were chosen before the launch before.
+    early: u32,
 }
 
 /// `struct MoeLinearPlainArgs`.
@@ -231,8 +232,15 @@ fn emit(
         return Err(program_error(node, format!("{pairs} pairs, the kernels take 1 to 65535")));
     }
     let launch = if let (Some(x), true) = (prepared.activations, lowering.planes_apart(operands.x)) {
-        let args = MoeLinearArgs { weight, x, routing, bias, y, outputs, reserved: 0 };
+        let args = MoeLinearArgs { weight, x, routing, bias, y, outputs, early: 0 };
         group::moe_linear(&node.label, dtype, often(tokens, &routing), &args)
+    } else if let (Some(x), Some(shape)) =
+        (prepared.activations, stream::experts(lowering, device_weight, routing.top_k))
+    {
+        let early = u32::from(lowering.is_settled(operands.experts));
+        let args = MoeLinearArgs { weight, x, routing, bias, y, outputs, early };
+        let grid = stream::expert_grid(&shape, weight.row_tiles, pairs, routing.expert_count);
+        shape.launch(&node.label, "moe_linear", "stream", dtype, grid, &args)
     } else if let Some(x) = prepared.activations {
         let (shape, grid) = match spread(tokens, routing.top_k) {
             Spread::Pair => ("pair", [weight.row_tiles, pairs, 1]),
@@ -243,7 +251,7 @@ fn emit(
                 ("sweep", [weight.row_tiles.div_ceil(SWEEP_TILES), routing.expert_count, groups])
             }
         };
-        let args = MoeLinearArgs { weight, x, routing, bias, y, outputs, reserved: 0 };
+        let args = MoeLinearArgs { weight, x, routing, bias, y, outputs, early: 0 };
         Launch::grid(&node.label, kernel_name("moe_linear", shape, dtype), grid, [THREADS, 1, 1], 0, &args)
     } else {
         let x = lowering.value(operands.x);

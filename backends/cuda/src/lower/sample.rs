@@ -119,6 +119,7 @@ fn router(
         top_k: top_k as u32,
     };
     let grid = lowering.max_rows(RowSet::Tokens);
+    lowering.writes(ids);
     lowering.launch(Launch::linear(&node.label, "router_f32", grid, 32, &args));
     Ok(())
 }

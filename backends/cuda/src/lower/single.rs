@@ -157,11 +157,16 @@ pub(super) fn shared_bytes(dtype: DType, records: u32) -> u32 {
 
 /// Bytes of all rings of a CTA: `Chunk::RING` of each slice.
 pub(super) fn ring_bytes(dtype: DType) -> u32 {
-    let per = plane_bytes(dtype);
-    let blocks = if dtype == DType::Q8_0 { 2 } else { 4 };
-    let units = if dtype.block_elements() > TILE_COLUMNS { 1 } else { blocks };
-    let chunk = blocks * (per.codes + per.high) + units * (per.scales + per.supers);
+    let chunk = chunk_bytes(dtype);
     (SLICES * (RING_LIMIT / chunk) * chunk) as u32
+}
+
+/// Bytes of the blocks that are copied at a time, `Chunk::BYTES`.
+pub(super) const fn chunk_bytes(dtype: DType) -> usize {
+    let per = plane_bytes(dtype);
+    let blocks = if matches!(dtype, DType::Q8_0) { 2 } else { 4 };
+    let units = if dtype.block_elements() > TILE_COLUMNS { 1 } else { blocks };
+    blocks * (per.codes + per.high) + units * (per.scales + per.supers)
 }
 
 /// The norm at `index`, if it is one of one row; products then start at the next node.

@@ -190,12 +190,13 @@ fn expert_layers_fuse_for_few_tokens_and_stay_apart_when_tapped() {
         if tokens > 1 {
             assert_eq!((count("moe_combine_f32"), count("add_f32")), (2, 0), "{tokens} tokens");
         }
-        if (2..=16).contains(&tokens) {
-            assert_eq!(count("moe_linear_split_gated_f32_mxfp4"), 2, "{tokens} tokens");
+        let gated = ["moe_linear_stream_gated8_f32_mxfp4", "moe_linear_stream_gated16_f32_mxfp4"].map(count);
+        if (2..=64).contains(&tokens) {
+            assert_eq!(gated.iter().sum::<usize>(), 2, "{tokens} tokens");
             assert_eq!(count("swiglu_f32"), 0, "{tokens} tokens");
             few += 1;
         } else {
-            assert_eq!(count("moe_linear_split_gated_f32_mxfp4"), 0, "{tokens} tokens");
+            assert_eq!(gated, [0, 0], "{tokens} tokens");
         }
     }
     assert!(few > 0, "no step of the case has few tokens");

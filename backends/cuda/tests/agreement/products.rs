@@ -33,9 +33,9 @@ fn agree(
     record: impl Fn(&mut ProgramBuilder<'_>) -> ValueId + Copy,
 ) {
     let tokens = some_tokens(*sizes.iter().max().unwrap());
-    // A small device sweeps, a large one splits.
+    // A small device sweeps, a large one splits; those with more shared memory keep more columns in it.
     let mut singles: Option<Vec<Vec<u32>>> = None;
-    for multiprocessors in [1, 10_000] {
+    for multiprocessors in [5, 1, 2, 10_000] {
         let mut device = loaded(open, multiprocessors, specs);
         let device = device.as_mut();
         let programs: Vec<_> = [1].iter().chain(sizes).map(|&size| program(specs, size, record)).collect();
@@ -145,22 +145,28 @@ pub(crate) fn normed_router_shapes_agree_in_every_bit(open: Open<'_>, wide: &[us
     }
 }
 
-/// The second half of a layer of experts, as the models record it.
+/// The second half of a layer of experts, as the models record it: few experts that all have many tokens, and many of which
+/// some have none.
 pub(crate) fn expert_layers_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
+    expert_layer_agrees(open, 7, &[&[2, 9, 17, 20, 64, 140][..], wide].concat());
+    expert_layer_agrees(open, 24, &[5, 8, 16, 33, 64]);
+}
+
+fn expert_layer_agrees(open: Open<'_>, count: usize, sizes: &[usize]) {
     let (cols, hidden) = (352, 96);
     let specs = [
         WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
         WeightSpec::vector("norm", 1, cols),
-        WeightSpec::matrix("router", DType::F32, 7, cols),
-        WeightSpec::experts("gate", DType::MXFP4, 7, hidden, cols),
-        WeightSpec::experts("up", DType::MXFP4, 7, hidden, cols),
-        WeightSpec::experts("down", DType::MXFP4, 7, cols, hidden),
-        WeightSpec::vector("gate.bias", 7, hidden),
-        WeightSpec::vector("up.bias", 7, hidden),
-        WeightSpec::vector("down.bias", 7, cols),
-        WeightSpec::vector("router.bias", 1, 7),
+        WeightSpec::matrix("router", DType::F32, count, cols),
+        WeightSpec::experts("gate", DType::MXFP4, count, hidden, cols),
+        WeightSpec::experts("up", DType::MXFP4, count, hidden, cols),
+        WeightSpec::experts("down", DType::MXFP4, count, cols, hidden),
+        WeightSpec::vector("gate.bias", count, hidden),
+        WeightSpec::vector("up.bias", count, hidden),
+        WeightSpec::vector("down.bias", count, cols),
+        WeightSpec::vector("router.bias", 1, count),
     ];
-    agree(open, "experts", &specs, &[&[2, 9, 17, 20, 140][..], wide].concat(), |builder| {
+    agree(open, &format!("{count} experts"), &specs, sizes, |builder| {
         let x = builder.embed("x", WeightId(0)).unwrap();
         let normed = builder.rms_norm("norm", x, WeightId(1), 1e-5).unwrap();
         let logits = builder.linear("logits", normed, WeightId(2), Some(WeightId(9))).unwrap();
