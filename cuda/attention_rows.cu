@@ -25,10 +25,10 @@
 #define POSITION_LANES (D % 64 == 0 ? 8 : 4)
 
 // CTAs that a multiprocessor should hold.
-#define ROWS_CTAS (D <= 64 ? 3 : 2)
+#define ROWS_CTAS (D <= 96 ? 3 : 2)
 
 // Groups of eight output dimensions that are summed at once.
-#define OUTPUT_GROUPS (D <= 32 ? D / 8 : D / 16)
+#define OUTPUT_GROUPS 4
 
 struct RowsStage {
     Words4 keys[ATTENTION_TILE][KEY_STRIDE];
@@ -103,16 +103,12 @@ struct CopyCursor {
     u32 offset;        // inside it
     u32 block;         // where that is, asked for a tile before it is used
     u32 block_offset;
-    u32 blocks_per_tile;
-    u32 rest;          // of a tile, in the next block
 
     __device__ __forceinline__ void open(const AttentionArgs& args, const Run& run, u32 warp, u32 lane) {
         table = args.block_table + (u64)run.sequence * args.table_width;
         position = run.first_tile * ATTENTION_TILE + WARP_POSITIONS * warp + lane % WARP_POSITIONS;
         logical = position / args.block_size;
         offset = position % args.block_size;
-        blocks_per_tile = ATTENTION_TILE / args.block_size;
-        rest = ATTENTION_TILE % args.block_size;
     }
 
     // Asks for the block of this tile's position and goes on to the next tile's.
@@ -121,8 +117,8 @@ struct CopyCursor {
         block_offset = offset;
         if (position <= run.last && logical < args.table_width) block = load_ahead(table + logical);
         position += ATTENTION_TILE;
-        logical += blocks_per_tile;
-        offset += rest;
+        logical += args.tile_blocks;
+        offset += ATTENTION_TILE - args.tile_blocks * args.block_size;
         if (offset >= args.block_size) {
             offset -= args.block_size;
             ++logical;
@@ -186,8 +182,8 @@ struct RunTiles {
     u32 whole_to;
 
     // Finds the run from token `begin` on and starts the copy of its first tile to the first stage.
-    __device__ __forceinline__ void open(const AttentionArgs& args, const LaneRows& rows, u32 begin, u32 end, const CopyLane& copy,
-                                         u32 warp, u32 lane) {
+    __device__ __forceinline__ void open(const AttentionArgs& args, const LaneRows& rows, u32 begin, u32 end,
+                                         const CopyLane& copy, u32 warp, u32 lane) {
         run = next_run(args, begin, end, lane);
         cursor.open(args, run, warp, lane);
         cursor.advance(args, run);
@@ -205,7 +201,8 @@ struct RunTiles {
         const u32 beyond = warp_max(max((u32)(position[0] + 1), (u32)(position[1] + 1)));
         from = beyond == 0 ? NO_SLOT : first_tile(args, low);
         to = (beyond + ATTENTION_TILE - 1) / ATTENTION_TILE;
-        whole_from = args.window == 0 || beyond <= args.window ? 0 : (beyond - args.window + ATTENTION_TILE - 1) / ATTENTION_TILE;
+        const u32 behind = args.window == 0 || beyond <= args.window ? 0 : beyond - args.window;
+        whole_from = (behind + ATTENTION_TILE - 1) / ATTENTION_TILE;
         whole_to = all ? (low + 1) / ATTENTION_TILE : 0;
         copy.start(args, 0, cursor.slot(args), lane);
         cursor.advance(args, run);
@@ -260,8 +257,8 @@ __device__ __forceinline__ void make_queries(const AttentionArgs& args, const Ra
         split_halves(q[0][4 * step + 2], q[0][4 * step + 3], high.z, low.z);
         split_halves(q[1][4 * step + 2], q[1][4 * step + 3], high.w, low.w);
 #if QUERIES_IN_REGISTERS
-        queries.high[step] = high;
-        queries.low[step] = low;
+        queries.high[step] = {kept(high.x), kept(high.y), kept(high.z), kept(high.w)};
+        queries.low[step] = {kept(low.x), kept(low.y), kept(low.z), kept(low.w)};
 #else
         shared[step][lane][0] = high;
         shared[step][lane][1] = low;
@@ -325,23 +322,28 @@ __device__ __forceinline__ void mask_scores(const AttentionArgs& args, const i32
     }
 }
 
-// Turns scores into probabilities. The largest score is scaled and not all: a product with a power of two is exact, so that the
-// fused multiply-add rounds as the difference of scaled scores does.
-__device__ __forceinline__ void row_probabilities(const float (&unscale)[2], float (&s)[8][4], RowSoftmax (&softmax)[2]) {
+// m of the rows. The largest score is scaled and not all: a product with a power of two is exact, so that the fused
+// multiply-add below rounds as the difference of scaled scores does.
+__device__ __forceinline__ void row_largest(const float (&unscale)[2], const float (&s)[8][4], float (&m)[2]) {
     float largest[2] = {-INFINITY_F32, -INFINITY_F32};
 #pragma unroll
     for (int n = 0; n < 8; ++n)
 #pragma unroll
         for (int c = 0; c < 4; ++c) largest[c / 2] = fmaxf(largest[c / 2], s[n][c]);
-    float m[2], shift[2], l[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         const float scaled = quad_max(largest[r]) * unscale[r];
-        const bool empty = scaled == -INFINITY_F32;
-        m[r] = empty ? -INFINITY_F32 : ceilf(scaled) - PROBABILITY_BITS;
-        // What an empty row subtracts does not matter: 2^(-inf) is zero, as is that of every masked score.
-        shift[r] = empty ? 0.0f : m[r];
+        m[r] = scaled == -INFINITY_F32 ? -INFINITY_F32 : ceilf(scaled) - PROBABILITY_BITS;
     }
+}
+
+// Turns scores into probabilities; `l`: their sums.
+__device__ __forceinline__ void row_probabilities(const float (&unscale)[2], const float (&m)[2], float (&s)[8][4],
+                                                  float (&l)[2]) {
+    // What an empty row subtracts does not matter: 2^(-inf) is zero, as is that of every masked score.
+    const float shift[2] = {m[0] == -INFINITY_F32 ? 0.0f : m[0], m[1] == -INFINITY_F32 ? 0.0f : m[1]};
+    l[0] = 0.0f;
+    l[1] = 0.0f;
 #pragma unroll
     for (int n = 0; n < 8; ++n)
 #pragma unroll
@@ -350,20 +352,22 @@ __device__ __forceinline__ void row_probabilities(const float (&unscale)[2], flo
             l[c / 2] += s[n][c];
         }
 #pragma unroll
-    for (int r = 0; r < 2; ++r) softmax[r] = {m[r], quad_sum(l[r])};
+    for (int r = 0; r < 2; ++r) l[r] = quad_sum(l[r]);
 }
 
-// Joins a tile's outputs, the product of probabilities and values, to what is so far. `lane_values`: chunk lane / 16 of position
-// lane % 16, whose address this lane gives for transposed loads.
+// Rescales outputs, where any of the warp's rows does not keep its m.
+__device__ __forceinline__ void rescale(const JoinFactors (&factors)[2], RowOutputs<D>& out) {
+    if (!__any_sync(ALL_LANES, factors[0].old != 1.0f || factors[1].old != 1.0f)) return;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) out.at[n][c] = __fmul_rn(out.at[n][c], factors[c / 2].old);
+}
+
+// Joins a tile's outputs, the product of probabilities and values, to what is rescaled. `lane_values`: chunk lane / 16 of
+// position lane % 16, whose address this lane gives for transposed loads.
 __device__ __forceinline__ void join_values(const Words4* lane_values, const float (&s)[8][4], const JoinFactors (&factors)[2],
                                             RowOutputs<D>& out) {
-    // Outputs are not touched where all of a warp's rows keep their largest score.
-    if (__any_sync(ALL_LANES, factors[0].old != 1.0f || factors[1].old != 1.0f)) {
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-            for (int c = 0; c < 4; ++c) out.at[n][c] = __fmul_rn(out.at[n][c], factors[c / 2].old);
-    }
     u32 high[4][4], low[4][4];
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
@@ -387,9 +391,13 @@ __device__ __forceinline__ void join_values(const Words4* lane_values, const flo
                 load_transposed(v[n], lane_values + 16 * step * VALUE_STRIDE + first + 2 * n);
             }
 #pragma unroll
-            for (int n = 0; n < OUTPUT_GROUPS; ++n) mma_f16_k16(sums[n], high[step], v[n / 2][n % 2 * 2], v[n / 2][n % 2 * 2 + 1]);
+            for (int n = 0; n < OUTPUT_GROUPS; ++n) {
+                mma_f16_k16(sums[n], high[step], v[n / 2][n % 2 * 2], v[n / 2][n % 2 * 2 + 1]);
+            }
 #pragma unroll
-            for (int n = 0; n < OUTPUT_GROUPS; ++n) mma_f16_k16(sums[n], low[step], v[n / 2][n % 2 * 2], v[n / 2][n % 2 * 2 + 1]);
+            for (int n = 0; n < OUTPUT_GROUPS; ++n) {
+                mma_f16_k16(sums[n], low[step], v[n / 2][n % 2 * 2], v[n / 2][n % 2 * 2 + 1]);
+            }
         }
 #pragma unroll
         for (int n = 0; n < OUTPUT_GROUPS; ++n)
@@ -455,10 +463,14 @@ KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS, ROWS_CTAS) {
             float s[8][4];
             score_keys((const Words4*)(memory + current + lane_keys), queries, lane, s);
             if (tile < run.whole_from || tile >= run.whole_to) mask_scores(args, run.position, tile, lane, s);
-            RowSoftmax softmax[2];
-            row_probabilities(unscale, s, softmax);
-            const JoinFactors factors[2] = {join(state[0], softmax[0]), join(state[1], softmax[1])};
+            float m[2], l[2];
+            row_largest(unscale, s, m);
+            const JoinFactors factors[2] = {join_factors(state[0].m, m[0]), join_factors(state[1].m, m[1])};
+            rescale(factors, out);
+            row_probabilities(unscale, m, s, l);
             join_values((const Words4*)(memory + current + lane_values), s, factors, out);
+#pragma unroll
+            for (int r = 0; r < 2; ++r) state[r].l = join_output(state[r].l, l[r], factors[r]);
         }
         if (++tile <= run.last_tile) continue;
         if (run.run.end == end) break;

@@ -44,7 +44,7 @@ struct AttentionArgs {
     u32 window;  // 0: none
     u32 tiles;   // split only: most tiles a row sees
     float scale;
-    u32 reserved;
+    u32 tile_blocks;  // whole blocks of the cache in a tile
 };
 
 #ifndef HOST_EMULATION
@@ -54,18 +54,19 @@ __device__ __forceinline__ float exp2_approx(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-#endif
 
+// Two binary16, nearest even.
 __device__ __forceinline__ u32 pack_halves(float low, float high) {
-    return (u32)float_to_half(low) | (u32)float_to_half(high) << 16;
+    u32 halves;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(halves) : "f"(high), "f"(low));
+    return halves;
 }
+#endif
 
 // value = half(value) + half(rest), for two values.
 __device__ __forceinline__ void split_halves(float a, float b, u32& high, u32& low) {
-    const u16 ha = float_to_half(a);
-    const u16 hb = float_to_half(b);
-    high = (u32)ha | (u32)hb << 16;
-    low = pack_halves(a - half_to_float(ha), b - half_to_float(hb));
+    high = pack_halves(a, b);
+    low = pack_halves(a - half_to_float((u16)high), b - half_to_float((u16)(high >> 16)));
 }
 
 // Maximum and sum over the four lanes that share a row.
@@ -91,18 +92,25 @@ struct JoinFactors {
     float next;
 };
 
-__device__ __forceinline__ JoinFactors join(RowSoftmax& row, const RowSoftmax& tile) {
-    const float m = fmaxf(row.m, tile.m);
+// Factors for what is joined to a row whose m was `row`; that becomes the m of both.
+__device__ __forceinline__ JoinFactors join_factors(float& row, float tile) {
+    const float m = fmaxf(row, tile);
     JoinFactors factors;
-    factors.old = row.m == -INFINITY_F32 ? 0.0f : exp2_approx(row.m - m);
-    factors.next = tile.m == -INFINITY_F32 ? 0.0f : exp2_approx(tile.m - m);
-    row.m = m;
-    row.l = fmaf(tile.l, factors.next, __fmul_rn(row.l, factors.old));
+    factors.old = row == -INFINITY_F32 ? 0.0f : exp2_approx(row - m);
+    factors.next = tile == -INFINITY_F32 ? 0.0f : exp2_approx(tile - m);
+    row = m;
     return factors;
 }
 
+// Sums and outputs of both.
 __device__ __forceinline__ float join_output(float row, float tile, const JoinFactors& factors) {
     return fmaf(tile, factors.next, __fmul_rn(row, factors.old));
+}
+
+__device__ __forceinline__ JoinFactors join(RowSoftmax& row, const RowSoftmax& tile) {
+    const JoinFactors factors = join_factors(row.m, tile.m);
+    row.l = join_output(row.l, tile.l, factors);
+    return factors;
 }
 
 // What the accumulated output is multiplied by in the end; `sink` (null: none) is one more logit, not scaled.

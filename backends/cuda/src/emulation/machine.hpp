@@ -324,6 +324,7 @@ inline u16 float_to_half(float value) {
     const u32 rounded = (bits & 0x7fffffffu) + 0xfff + (bits >> 13 & 1);
     return sign | (u16)((rounded >> 13) - (112u << 10));
 }
+inline u32 pack_halves(float low, float high) { return (u32)float_to_half(low) | (u32)float_to_half(high) << 16; }
 inline float exp2_approx(float x) {
     const float y = exp2f(x);
     return y < 1.17549435e-38f ? 0.0f : y;

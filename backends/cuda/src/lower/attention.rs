@@ -51,7 +51,7 @@ pub(super) struct AttentionArgs {
     pub(super) window: u32,
     pub(super) tiles: u32,
     pub(super) scale: f32,
-    pub(super) reserved: u32,
+    pub(super) tile_blocks: u32,
 }
 
 /// Emits the launches of a node.
@@ -131,7 +131,7 @@ pub(super) fn arguments(lowering: &Lowering<'_>, node: &Node) -> Result<Attentio
         window,
         tiles,
         scale,
-        reserved: 0,
+        tile_blocks: TILE / kv.block_size.max(1),
     })
 }
 
@@ -139,7 +139,8 @@ fn kernel_name(shape: &str, padded: u32) -> String {
     format!("attention_{shape}_f32_f16_d{padded}")
 }
 
-/// `sizeof(RowsShared)`: two stages of padded keys and values, and query fragments of every warp where registers do not hold them.
+/// `sizeof(RowsShared)`: two stages of padded keys and values, and query fragments of every warp where registers do not
+/// hold them.
 const fn rows_shared_bytes(padded: u32) -> u32 {
     let key_stride = if padded >= 96 { padded / 8 } else { padded / 8 + 1 };
     let queries = if padded > 64 { WARPS * padded * 64 } else { 0 };
