@@ -181,9 +181,10 @@ struct RunTiles {
     u32 whole_from;     // tiles [whole_from, whole_to) those that all see whole
     u32 whole_to;
 
-    // Finds the run from token `begin` on and starts the copy of its first tile to the first stage.
-    __device__ __forceinline__ void open(const AttentionArgs& args, const LaneRows& rows, u32 begin, u32 end,
-                                         const CopyLane& copy, u32 warp, u32 lane) {
+    // Finds the run from token `begin` on, and where its first tile lies. Reads inputs of the step alone.
+    __device__ __forceinline__ void find(const AttentionArgs& args, const LaneRows& rows, u32 begin, u32 end, u32 warp,
+                                         u32 lane) {
+        const u32 own[2] = {load_ahead(args.positions + rows.token[0]), load_ahead(args.positions + rows.token[1])};
         run = next_run(args, begin, end, lane);
         cursor.open(args, run, warp, lane);
         cursor.advance(args, run);
@@ -192,7 +193,7 @@ struct RunTiles {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const bool takes_part = rows.live[r] && rows.token[r] >= run.begin && rows.token[r] < run.end;
-            position[r] = takes_part ? (i32)args.positions[rows.token[r]] : -1;
+            position[r] = takes_part ? (i32)own[r] : -1;
             all = all && takes_part;
         }
         all = __all_sync(ALL_LANES, all);
@@ -204,7 +205,11 @@ struct RunTiles {
         const u32 behind = args.window == 0 || beyond <= args.window ? 0 : beyond - args.window;
         whole_from = (behind + ATTENTION_TILE - 1) / ATTENTION_TILE;
         whole_to = all ? (low + 1) / ATTENTION_TILE : 0;
-        copy.start(args, 0, cursor.slot(args), lane);
+    }
+
+    // Starts the copy of the next tile to the stage so many bytes behind the first.
+    __device__ __forceinline__ void copy_next(const AttentionArgs& args, const CopyLane& copy, u32 stage, u32 lane) {
+        copy.start(args, stage, cursor.slot(args), lane);
         cursor.advance(args, run);
     }
 };
@@ -325,57 +330,43 @@ __device__ __forceinline__ void mask_scores(const AttentionArgs& args, const i32
 // m of the rows. The largest score is scaled and not all: a product with a power of two is exact, so that the fused
 // multiply-add below rounds as the difference of scaled scores does.
 __device__ __forceinline__ void row_largest(const float (&unscale)[2], const float (&s)[8][4], float (&m)[2]) {
-    float largest[2] = {-INFINITY_F32, -INFINITY_F32};
+    // Four chains a row, so that no long one must be waited for.
+    float largest[4][2];
 #pragma unroll
     for (int n = 0; n < 8; ++n)
 #pragma unroll
-        for (int c = 0; c < 4; ++c) largest[c / 2] = fmaxf(largest[c / 2], s[n][c]);
+        for (int r = 0; r < 2; ++r) {
+            const float both = fmaxf(s[n][2 * r], s[n][2 * r + 1]);
+            largest[n % 4][r] = n < 4 ? both : fmaxf(largest[n % 4][r], both);
+        }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        const float scaled = quad_max(largest[r]) * unscale[r];
+        const float most = fmaxf(fmaxf(largest[0][r], largest[1][r]), fmaxf(largest[2][r], largest[3][r]));
+        const float scaled = quad_max(most) * unscale[r];
         m[r] = scaled == -INFINITY_F32 ? -INFINITY_F32 : ceilf(scaled) - PROBABILITY_BITS;
     }
 }
 
-// Turns scores into probabilities; `l`: their sums.
-__device__ __forceinline__ void row_probabilities(const float (&unscale)[2], const float (&m)[2], float (&s)[8][4],
-                                                  float (&l)[2]) {
-    // What an empty row subtracts does not matter: 2^(-inf) is zero, as is that of every masked score.
-    const float shift[2] = {m[0] == -INFINITY_F32 ? 0.0f : m[0], m[1] == -INFINITY_F32 ? 0.0f : m[1]};
-    l[0] = 0.0f;
-    l[1] = 0.0f;
-#pragma unroll
-    for (int n = 0; n < 8; ++n)
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-            s[n][c] = exp2_approx(fmaf(s[n][c], unscale[c / 2], -shift[c / 2]));
-            l[c / 2] += s[n][c];
-        }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) l[r] = quad_sum(l[r]);
-}
-
-// Rescales outputs, where any of the warp's rows does not keep its m.
-__device__ __forceinline__ void rescale(const JoinFactors (&factors)[2], RowOutputs<D>& out) {
-    if (!__any_sync(ALL_LANES, factors[0].old != 1.0f || factors[1].old != 1.0f)) return;
+// Rescales outputs, where any of the warp's rows does not keep its m, which was `before`.
+__device__ __forceinline__ void rescale(const float (&before)[2], const float (&m)[2], const JoinFactors (&factors)[2],
+                                        RowOutputs<D>& out) {
+    if (__all_sync(ALL_LANES, m[0] <= before[0] && m[1] <= before[1])) return;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n)
 #pragma unroll
         for (int c = 0; c < 4; ++c) out.at[n][c] = __fmul_rn(out.at[n][c], factors[c / 2].old);
 }
 
-// Joins a tile's outputs, the product of probabilities and values, to what is rescaled. `lane_values`: chunk lane / 16 of
-// position lane % 16, whose address this lane gives for transposed loads.
-__device__ __forceinline__ void join_values(const Words4* lane_values, const float (&s)[8][4], const JoinFactors (&factors)[2],
+// Turns the scores of a tile into probabilities and joins their product with its values to outputs that are rescaled; `l`: their
+// sums. `lane_values`: chunk lane / 16 of position lane % 16, whose address this lane gives for transposed loads.
+__device__ __forceinline__ void join_values(const Words4* lane_values, const float (&unscale)[2], const float (&m)[2],
+                                            const JoinFactors (&factors)[2], float (&s)[8][4], float (&l)[2],
                                             RowOutputs<D>& out) {
+    // What an empty row subtracts does not matter: 2^(-inf) is zero, as is that of every masked score.
+    const float shift[2] = {m[0] == -INFINITY_F32 ? 0.0f : m[0], m[1] == -INFINITY_F32 ? 0.0f : m[1]};
     u32 high[4][4], low[4][4];
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-        split_halves(s[2 * step][0], s[2 * step][1], high[step][0], low[step][0]);
-        split_halves(s[2 * step][2], s[2 * step][3], high[step][1], low[step][1]);
-        split_halves(s[2 * step + 1][0], s[2 * step + 1][1], high[step][2], low[step][2]);
-        split_halves(s[2 * step + 1][2], s[2 * step + 1][3], high[step][3], low[step][3]);
-    }
+    l[0] = 0.0f;
+    l[1] = 0.0f;
 #pragma unroll
     for (int first = 0; first < D / 8; first += OUTPUT_GROUPS) {
         float sums[OUTPUT_GROUPS][4];
@@ -385,6 +376,18 @@ __device__ __forceinline__ void join_values(const Words4* lane_values, const flo
             for (int c = 0; c < 4; ++c) sums[n][c] = 0.0f;
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
+            if (first == 0) {
+#pragma unroll
+                for (int n = 2 * step; n < 2 * step + 2; ++n) {
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) {
+                        s[n][c] = exp2_approx(fmaf(s[n][c], unscale[c / 2], -shift[c / 2]));
+                        l[c / 2] += s[n][c];
+                    }
+                    split_halves(s[n][0], s[n][1], high[step][n % 2 * 2], low[step][n % 2 * 2]);
+                    split_halves(s[n][2], s[n][3], high[step][n % 2 * 2 + 1], low[step][n % 2 * 2 + 1]);
+                }
+            }
             u32 v[OUTPUT_GROUPS / 2][4];
 #pragma unroll
             for (int n = 0; n < OUTPUT_GROUPS / 2; ++n) {
@@ -406,35 +409,44 @@ __device__ __forceinline__ void join_values(const Words4* lane_values, const flo
                 out.at[first + n][c] = fmaf(sums[n][c], factors[c / 2].next, out.at[first + n][c]);
             }
     }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) l[r] = quad_sum(l[r]);
 }
 
 KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS, ROWS_CTAS) {
     DYNAMIC_SHARED(u8, memory);
     RowsShared& shared = *(RowsShared*)memory;
-    wait_for_previous_kernel();
-    allow_next_kernel();
     const u32 lane = kept(threadIdx.x % 32);
     const u32 warp = threadIdx.x / 32;
+    // Asked for before divisions.
+    const u32 tokens = load_ahead(args.tokens);
     const RowShape shape = row_shape(args);
-    const u32 kv_head = blockIdx.x / shape.head_groups;
-    const u32 tokens = *args.tokens;
+    const u32 kv_head = shape.head_groups == 1 ? blockIdx.x : blockIdx.x / shape.head_groups;
+    const u32 head_group = blockIdx.x - kv_head * shape.head_groups;
     const u32 per_cta = ATTENTION_WARPS * shape.tokens;
     const u32 begin = (gridDim.y - 1 - blockIdx.y) * per_cta;
-    if (begin >= tokens) return;
+    if (begin >= tokens) {
+        wait_for_previous_kernel();
+        allow_next_kernel();
+        return;
+    }
     const u32 end = begin + per_cta < tokens ? begin + per_cta : tokens;
     const u32 first = begin + warp * shape.tokens;
     const u32 own_end = first + shape.tokens < end ? first + shape.tokens : end;
     // A warp beyond the end has no live rows, and reads a token that exists.
-    LaneRows rows = lane_rows(shape, first < end ? first : begin, first < end ? own_end : begin, kv_head,
-                              blockIdx.x % shape.head_groups, lane);
-    RawQueries raw;
-    raw.load(args, rows, lane);
+    const LaneRows rows =
+        lane_rows(shape, first < end ? first : begin, first < end ? own_end : begin, kv_head, head_group, lane);
     const CopyLane copy(args, shared, kv_head, warp, lane);
     // Where this lane reads in a stage.
     const u32 lane_keys = kept(16 * (lane / 4 * KEY_STRIDE + lane % 4 * (D / 32)));
     const u32 lane_values = kept((u32)sizeof(RowsStage::keys) + 16 * (lane % 16 * VALUE_STRIDE + lane / 16));
     RunTiles run;
-    run.open(args, rows, begin, end, copy, warp, lane);
+    run.find(args, rows, begin, end, warp, lane);
+    wait_for_previous_kernel();
+    allow_next_kernel();
+    RawQueries raw;
+    raw.load(args, rows, lane);
+    run.copy_next(args, copy, 0, lane);
     RowQueries queries;
     float unscale[2];
 #if QUERIES_IN_REGISTERS
@@ -455,27 +467,25 @@ KERNEL(ATTENTION_ROWS, AttentionArgs, 32 * ATTENTION_WARPS, ROWS_CTAS) {
         __syncthreads();
         const u32 current = stage;
         stage = sizeof(RowsStage) - stage;
-        if (tile < run.last_tile) {
-            copy.start(args, stage, run.cursor.slot(args), lane);
-            run.cursor.advance(args, run.run);
-        }
+        if (tile < run.last_tile) run.copy_next(args, copy, stage, lane);
         if (tile >= run.from && tile < run.to) {
             float s[8][4];
             score_keys((const Words4*)(memory + current + lane_keys), queries, lane, s);
             if (tile < run.whole_from || tile >= run.whole_to) mask_scores(args, run.position, tile, lane, s);
             float m[2], l[2];
             row_largest(unscale, s, m);
+            const float before[2] = {state[0].m, state[1].m};
             const JoinFactors factors[2] = {join_factors(state[0].m, m[0]), join_factors(state[1].m, m[1])};
-            rescale(factors, out);
-            row_probabilities(unscale, m, s, l);
-            join_values((const Words4*)(memory + current + lane_values), s, factors, out);
+            rescale(before, m, factors, out);
+            join_values((const Words4*)(memory + current + lane_values), unscale, m, factors, s, l, out);
 #pragma unroll
             for (int r = 0; r < 2; ++r) state[r].l = join_output(state[r].l, l[r], factors[r]);
         }
         if (++tile <= run.last_tile) continue;
         if (run.run.end == end) break;
         __syncthreads();
-        run.open(args, rows, run.run.end, end, copy, warp, lane);
+        run.find(args, rows, run.run.end, end, warp, lane);
+        run.copy_next(args, copy, 0, lane);
         tile = run.run.first_tile;
         stage = 0;
     }
