@@ -142,6 +142,10 @@ struct CopyLane {
         const u32 chunk = lane % POSITION_LANES;
         keys_to = shared_address(&shared.stages[0].keys[row][chunk]);
         values_to = shared_address(&shared.stages[0].values[row][chunk]);
+        if constexpr (KEY_STRIDE == VALUE_STRIDE) {
+            keys_to = kept(keys_to);
+            values_to = keys_to + (u32)sizeof(RowsStage::keys);
+        }
         const u64 place = (u64)kv_head * args.head_dim + 8 * chunk;
         keys = (const u8*)(args.keys + place);
         values = (const u8*)(args.values + place);
@@ -262,8 +266,8 @@ __device__ __forceinline__ void make_queries(const AttentionArgs& args, const Ra
         split_halves(q[0][4 * step + 2], q[0][4 * step + 3], high.z, low.z);
         split_halves(q[1][4 * step + 2], q[1][4 * step + 3], high.w, low.w);
 #if QUERIES_IN_REGISTERS
-        queries.high[step] = {kept(high.x), kept(high.y), kept(high.z), kept(high.w)};
-        queries.low[step] = {kept(low.x), kept(low.y), kept(low.z), kept(low.w)};
+        queries.high[step] = high;
+        queries.low[step] = low;
 #else
         shared[step][lane][0] = high;
         shared[step][lane][1] = low;
