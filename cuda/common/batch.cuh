@@ -145,10 +145,10 @@ __device__ __forceinline__ void to_second_half(UnitScales& unit) {
     unit.words[PAIRS ? 2 : 1] = unit.words[3];
 }
 
-// Adds a block of all quads to `acc`, if it `counts`. `codes`, `sums`: of the block, this lane's part.
+// Adds a block of all quads to `acc`. `codes`, `sums`: of the block, this lane's part.
 template <int FORMAT, int QUADS>
 __device__ __forceinline__ void add_quads(const u32 (&upper)[4], const u32 (&lower)[4], const BlockScales<FORMAT>& scales,
-                                          const u8* codes, const u32* sums, bool counts, float (&acc)[QUADS][4]) {
+                                          const u8* codes, const u32* sums, float (&acc)[QUADS][4]) {
     using C = Codec<FORMAT>;
 #pragma unroll
     for (int q = 0; q < QUADS; ++q) {
@@ -168,16 +168,12 @@ __device__ __forceinline__ void add_quads(const u32 (&upper)[4], const u32 (&low
             for (int w = 0; w < 4; ++w) {
                 const i32 low = c[w / 2][w % 2 * 2 + 1] + (C::BIASED ? own.bias : 0);
                 const float sum = block_sum(c[w / 2][w % 2 * 2], low, own.scale);
-                const float added = fmaf(scales.code[part][w], sum, acc[q][w]);
-                if (counts) acc[q][w] = added;
+                acc[q][w] = fmaf(scales.code[part][w], sum, acc[q][w]);
             }
             if constexpr (C::MINIMUM) {
                 const float sum = part == 0 ? own.low_half : own.high_half;
 #pragma unroll
-                for (int w = 0; w < 4; ++w) {
-                    const float added = fmaf(scales.least[part][w], sum, acc[q][w]);
-                    if (counts) acc[q][w] = added;
-                }
+                for (int w = 0; w < 4; ++w) acc[q][w] = fmaf(scales.least[part][w], sum, acc[q][w]);
             }
         }
     }
@@ -196,6 +192,28 @@ struct BatchSlice {
     u32 share;   // blocks of the slice
     u32 chunks;  // and chunks
     u32 from;    // the chunk of the ring that is next
+
+    // Adds `COUNT` blocks from block `first` of the chunk in `slot` on. `codes_at`, `sums_at`: activations of the chunk;
+    // `unit`: the super-block's sub-scales.
+    template <int QUADS, u32 COUNT>
+    __device__ __forceinline__ void add_blocks(const u8* slot, u32 first, const u8* codes_at, const u32* sums_at,
+                                               const UnitScales& unit, u32 lane, float (&acc)[QUADS][4]) const {
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) {
+            const u32 b = first + i;
+            const TileCodes raw = chunk_codes<FORMAT>(slot, b, lane);
+            u32 upper[4], lower[4];
+            fragments_by<FORMAT, 0>(tables, raw, upper);
+            fragments_by<FORMAT, 1>(tables, raw, lower);
+            BlockScales<FORMAT> scales;
+            if constexpr (K::C::SUPER) {
+                scales = block_scales<FORMAT>(unit, b);
+            } else {
+                scales = block_scales<FORMAT>(chunk_rows<FORMAT>(slot, b, lane), 0);
+            }
+            add_quads<FORMAT, QUADS>(upper, lower, scales, codes_at + b * M::CODES, sums_at + b * M::SUMS, acc);
+        }
+    }
 
     // Multiplies the slice of one row tile with `QUADS` quads. `copy_next()` fills the place of the chunk used last.
     template <int QUADS, class CopyNext>
@@ -221,17 +239,14 @@ struct BatchSlice {
                     to_second_half<FORMAT>(unit);
                 }
             }
-#pragma unroll
-            for (u32 b = 0; b < K::BLOCKS; ++b) {
-                const TileCodes raw = chunk_codes<FORMAT>(slot, b, lane);
-                u32 upper[4], lower[4];
-                fragments_by<FORMAT, 0>(tables, raw, upper);
-                fragments_by<FORMAT, 1>(tables, raw, lower);
-                if constexpr (!K::C::SUPER) unit = chunk_rows<FORMAT>(slot, b, lane);
-                const BlockScales<FORMAT> scales = block_scales<FORMAT>(unit, K::C::SUPER ? b : 0);
-                // Slices of super-blocks are whole chunks.
-                add_quads<FORMAT, QUADS>(upper, lower, scales, block_codes + b * M::CODES, block_sums + b * M::SUMS,
-                                         K::C::SUPER || b < live, acc);
+// Slices of super-blocks are whole chunks; the most common rest of other slices is worth code of its own.
+            if (K::C::SUPER || live >= K::BLOCKS) {
+                add_blocks<QUADS, K::BLOCKS>(slot, 0, block_codes, block_sums, unit, lane, acc);
+            } else if (K::BLOCKS == 4 && live == 3) {
+                add_blocks<QUADS, 3>(slot, 0, block_codes, block_sums, unit, lane, acc);
+            } else {
+#pragma unroll 1
+                for (u32 b = 0; b < live; ++b) add_blocks<QUADS, 1>(slot, b, block_codes, block_sums, unit, lane, acc);
             }
             block_codes += K::BLOCKS * M::CODES;
             block_sums += K::BLOCKS * M::SUMS;
@@ -322,7 +337,12 @@ __device__ __forceinline__ void batch_product(const M& memory, u32 blocks, u32 b
                         ++next.group;
                     }
                 }
-                if (next.task < end) at = place();
+                if (next.task < end) {
+                    // The policy stays what it is, so that it need not be fetched anew for each copy.
+                    CopyPlanes<FORMAT> moved = place();
+                    moved.policy = at.policy;
+                    at = moved;
+                }
             }
         }
         commit_copies();
