@@ -14,9 +14,9 @@ use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{WeightArgs, is_plain};
 
-/// Columns up to which the other shapes are used: with fewer, experts have too few pairs to fill a CTA. Tests on the emulated
-/// machine come to these kernels sooner.
-pub(super) const LEAST_COLUMNS: u32 = if cfg!(test) { 128 } else { 512 };
+/// Columns up to which the other shapes are used: weights that stream through shared memory are read faster. Tests on the
+/// emulated machine come to the sweeps of older devices as well.
+pub(super) const LEAST_COLUMNS: u32 = if cfg!(test) { 128 } else { 64 };
 /// Row tiles of a CTA.
 pub(super) const TILES: u32 = 6;
 /// Most columns of a CTA.
