@@ -32,7 +32,7 @@ __device__ __forceinline__ void linear_plain(const LinearPlainArgs& args) {
     const u32 tile = blockIdx.x * RT;
     plain_products<WEIGHT_FORMAT, NC, RT>(
         args.weight, tile, args.weight.row_tiles - tile, args.x, shared,
-        [&](u32 column) { return first + column < columns ? first + column : NO_ROW; },
+        [&](u32 column) { return min(first + column, columns - 1); },
         [&](u32 row, u32 column, float sum) {
             const u32 output = tile * 8 + row;
             if (output >= args.outputs || first + column >= columns) return;

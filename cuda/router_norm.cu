@@ -10,9 +10,8 @@
 #include "common/arrival.cuh"
 #include "common/async.cuh"
 #include "common/norm.cuh"
-#include "common/quantize.cuh"
+#include "common/router.cuh"
 #include "common/routing_choice.cuh"
-#include "common/weight.cuh"
 
 #define CTA_THREADS 256
 #define MAX_QUADS 1024
@@ -21,25 +20,6 @@
 #define MAX_EXPERTS 256
 // As PLAIN_SLICES.
 #define ROW_SLICES 32
-
-struct RouterNormArgs {
-    const float* x;
-    const float* norm;
-    float* normed;
-    u8* codes;
-    ActivationSums* sums;
-    Weight weight;
-    const float* bias;  // [experts] or null
-    float* logits;
-    u32* ids;
-    float* weights;
-    const u32* rows;
-    u32* arrivals;  // zero, and zero again in the end
-    u32 width;
-    u32 experts;
-    u32 top_k;
-    float eps;
-};
 
 // Elements of one slice in ascending order, as a lane of the plain product adds them.
 __device__ __forceinline__ float slice_sum(const Floats4* weight, const Floats4* row, u32 slice, u32 quads) {
@@ -55,34 +35,18 @@ __device__ __forceinline__ float slice_sum(const Floats4* weight, const Floats4*
     return sum;
 }
 
-// The normalised row and its records, where they are wanted: a warp takes 32 quads, from `first` on every `step`-th.
-__device__ __forceinline__ void put_out(const RouterNormArgs& args, const Floats4* row, u32 token, u32 quads, u32 first,
-                                        u32 step) {
-#pragma unroll 1
-    for (u32 part = first; part * 32 < quads; part += step) {
-        const u32 quad = part * 32 + threadIdx.x % 32;
-        // Quads past the end stay for the shuffles.
-        const bool live = quad < quads;
-        const Floats4 four = live ? row[quad] : Floats4{{0.0f, 0.0f, 0.0f, 0.0f}};
-        const u64 at = (u64)token * quads + (live ? quad : 0);
-        if (live && args.normed) ((Floats4*)args.normed)[at] = four;
-        if (args.codes) {
-            quantize_block(four, quad % 8, live, (u32*)(args.codes + at / 8 * ACTIVATION_CODE_BYTES), args.sums + at / 8);
-        }
-    }
-}
-
 KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS, 1) {
     __shared__ Floats4 weight[MAX_QUADS];
     __shared__ Floats4 row[MAX_QUADS];
     __shared__ float partials[NORM_THREADS / 32];
     __shared__ float slices[ROW_SLICES];
     __shared__ float logits[CTA_THREADS / 32][MAX_EXPERTS];
-    const u32 quads = args.width / 4;
+    const RouterProductArgs& product = args.product;
+    const u32 quads = product.weight.blocks;
     const u32 expert = blockIdx.x;
-    const Floats4* source = (const Floats4*)args.weight.base + (u64)(expert / 8) * quads * 8 + expert % 8;
-    const u32 rows = *args.rows;
-    const float bias = args.bias ? args.bias[expert] : 0.0f;
+    const Floats4* source = (const Floats4*)product.weight.base + (u64)(expert / 8) * quads * 8 + expert % 8;
+    const u32 rows = *product.rows;
+    const float bias = product.bias ? product.bias[expert] : 0.0f;
     Floats4 factor[OWN_QUADS];
 #pragma unroll
     for (u32 i = 0; i < OWN_QUADS; ++i) {
@@ -95,7 +59,7 @@ KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS, 1) {
     allow_next_kernel();
     const u32 token = blockIdx.y;
     if (token >= rows) return;
-    const Floats4* x = (const Floats4*)(args.x + (u64)token * args.width);
+    const Floats4* x = (const Floats4*)(product.x + (u64)token * product.weight.columns);
     Floats4 own[OWN_QUADS];
     float squares = 0.0f;
 #pragma unroll
@@ -109,7 +73,7 @@ KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS, 1) {
     for (u32 i = 0; i < OWN_QUADS; ++i)
 #pragma unroll
         for (int j = 0; j < 4; ++j) squares = fmaf(own[i].at[j], own[i].at[j], squares);
-    const float scale = scale_of_squares(squares, args.width, args.eps, partials);
+    const float scale = scale_of_squares(squares, product.weight.columns, args.eps, partials);
 #pragma unroll
     for (u32 i = 0; i < OWN_QUADS; ++i) {
         const u32 quad = i * CTA_THREADS + threadIdx.x;
@@ -123,33 +87,23 @@ KERNEL(router_norm_f32, RouterNormArgs, CTA_THREADS, 1) {
     if (warp == 0) {
         slices[threadIdx.x] = slice_sum(weight, row, threadIdx.x, quads);
     } else {
-        put_out(args, row, token, quads, (warp - 1) * args.experts + expert, (CTA_THREADS / 32 - 1) * args.experts);
+        put_out(args, row, token, quads, (warp - 1) * product.experts + expert, (CTA_THREADS / 32 - 1) * product.experts);
     }
     __syncthreads();
     if (threadIdx.x == 0) {
         float sum = 0.0f;
 #pragma unroll
         for (int s = 0; s < ROW_SLICES; ++s) sum += slices[s];
-        if (args.bias) sum += bias;
-        args.logits[(u64)token * args.experts + expert] = sum;
+        if (product.bias) sum += bias;
+        product.logits[(u64)token * product.experts + expert] = sum;
     }
-    if (!arrives_last(args.arrivals, rows * args.experts)) return;
+    if (!arrives_last(product.arrivals, rows * product.experts)) return;
     for (u32 chosen = warp; chosen < rows; chosen += CTA_THREADS / 32) {
-        const float* all = args.logits + (u64)chosen * args.experts;
-        for (u32 id = threadIdx.x % 32; id < args.experts; id += 32) logits[warp][id] = load_fresh(all + id);
+        const float* all = product.logits + (u64)chosen * product.experts;
+        for (u32 id = threadIdx.x % 32; id < product.experts; id += 32) logits[warp][id] = load_fresh(all + id);
         __syncwarp();
-        u32* ids = args.ids + (u64)chosen * args.top_k;
-        float* weights = args.weights + (u64)chosen * args.top_k;
-        const u32 lane = threadIdx.x % 32;
-        float mine = 0.0f;
-        const float sum =
-            choose_experts(logits[warp], args.experts, args.top_k, lane, [&](u32 k, u32 id, float exponential) {
-                if (k % 32 != lane) return;
-                ids[k] = id;
-                if (k < 32) mine = exponential;
-                else weights[k] = exponential;
-            });
-        for (u32 k = lane; k < args.top_k; k += 32) weights[k] = (k < 32 ? mine : weights[k]) / sum;
+        const u64 at = (u64)chosen * product.top_k;
+        store_choice(logits[warp], product.experts, product.top_k, threadIdx.x % 32, product.ids + at, product.weights + at);
         __syncwarp();
     }
 }

@@ -1,160 +1,48 @@
 // The warpgroup shape of a product kernel (9.0a): many columns against many rows, for prefill.
 //
-// A CTA takes 192 rows and 128 columns: twelve warps, three warpgroups, 16 rows a warp. Activations stream through shared
-// memory in the order of the tensor cores; every warp takes its rows' codes apart in registers, and one warpgroup's products
-// run while the others scale their sums. Sums over finished slices wait in shared memory.
-// Bound by the copies of activations today, then by the scaling: four instructions per output and block of 32.
+// A CTA takes 192 rows and 128 columns. Three warpgroups multiply, 16 rows a warp; a fourth copies weights and activations to
+// shared memory, stages ahead, so that nobody who multiplies computes an address or waits for memory. Activations lie there in
+// the order of the tensor cores; every warp takes its rows' codes apart in registers. Columns are multiplied in two halves: one
+// half's products run while the other's sums are scaled. Sums over finished slices wait in shared memory.
+// Bound by the scaling: four instructions per output and block of 32, of some five.
 //
 // The numbers, and the order they are added in, are tile.cuh's.
 #pragma once
-#include "common/gated.cuh"
-#include "common/product.cuh"
-#include "common/quantize.cuh"
-#include "common/warpgroup.cuh"
+#include "common/group_stage.cuh"
 
-#define GROUP_THREADS 384
-#define GROUP_TILES 6
-#define GROUP_COLUMNS 128
-// Columns of one piece, and pieces.
-#define PIECE_COLUMNS 32
-#define PIECES (GROUP_COLUMNS / PIECE_COLUMNS)
-// Blocks copied per stage, stages, and how many stages ahead copies begin.
-#define GROUP_BLOCKS 2
-#define GROUP_STAGES 4
-#define GROUP_AHEAD 2
-static_assert(GROUP_AHEAD * GROUP_BLOCKS < 8, "the record of a super-block is taken out before the next one comes");
-
-// [eight columns][high, low][half of the block][column][element]
-typedef u8 GroupCodes[GROUP_COLUMNS / 8][2][2][8][16];
-
-// Of a block's weights, bytes a lane copies for itself: codes, high bits, and per quad of lanes the scales of its rows.
+// The record of row tile `tile`'s super-block, of this lane's row.
 template <int FORMAT>
-struct LaneBytes {
-    using S = Strides<FORMAT>;
-    static constexpr int CODES = FORMAT == FORMAT_Q8_0 ? 16 : S::CODES == 256 ? 4 : 8;
-    static constexpr int HIGH = FORMAT == FORMAT_Q5_0 || FORMAT == FORMAT_Q5_1 || FORMAT == FORMAT_Q5_K ||
-                                        FORMAT == FORMAT_Q3_K || FORMAT == FORMAT_Q6_K
-                                    ? 4
-                                    : 0;
-    static constexpr int SCALES = Codec<FORMAT>::SUPER ? 0 : S::SCALES == 128 ? 8 : 4;
-    // Of a super-block: sub-scales, and super-scales where those have no room for them.
-    static constexpr int RECORD = Codec<FORMAT>::SUPER ? 16 : 0;
-    static constexpr int SUPERS = FORMAT == FORMAT_Q2_K ? 4 : FORMAT == FORMAT_Q6_K ? 2 : 0;
-};
-
-// What a stage holds of the activations: scales alone, or all sums for formats with a minimum.
-template <bool MINIMUM>
-struct GroupSums {
-    float scales[GROUP_BLOCKS][GROUP_COLUMNS];
-};
-template <>
-struct GroupSums<true> {
-    ActivationSums sums[GROUP_BLOCKS][GROUP_COLUMNS];
-};
-
-template <int FORMAT>
-struct GroupStage : GroupSums<Codec<FORMAT>::MINIMUM> {
-    using L = LaneBytes<FORMAT>;
-    GroupCodes codes[GROUP_BLOCKS];
-    alignas(16) u8 weight_codes[GROUP_BLOCKS][GROUP_THREADS][L::CODES];
-    alignas(16) u8 weight_high[GROUP_BLOCKS][L::HIGH ? GROUP_THREADS : 1][L::HIGH ? L::HIGH : 8];
-    alignas(16) u8 weight_scales[GROUP_BLOCKS][L::SCALES ? GROUP_THREADS / 4 : 1][L::SCALES ? L::SCALES : 8];
-};
-
-struct alignas(16) FourSums {
-    float at[4];
-};
-
-template <int FORMAT>
-struct GroupShared {
-    using L = LaneBytes<FORMAT>;
-    GroupStage<FORMAT> stages[GROUP_STAGES];
-    // Of the super-block that begins next; a lane takes its own out as it begins.
-    alignas(16) u8 records[L::RECORD ? GROUP_THREADS : 1][16];
-    alignas(16) u8 supers[L::SUPERS ? GROUP_THREADS : 4][L::SUPERS ? L::SUPERS : 4];
-    FourSums totals[PIECES * 4][GROUP_THREADS];  // each thread's own
-    PhaseBarrier full[GROUP_STAGES];   // everybody's copies have ended
-    PhaseBarrier empty[GROUP_STAGES];  // every warp has left
-    u32 rows[GROUP_COLUMNS];   // activation row of each column; dead columns name some row that exists
-    u32 pairs[GROUP_COLUMNS];  // of experts' products
-};
-
-static_assert(sizeof(GroupShared<WEIGHT_FORMAT>) == GROUP_SHARED_BYTES, "host and device disagree on the shared memory");
-
-// A lane's place in the planes of half `m` of a row tile: rows g + 16m and g + 16m + 8.
-template <int FORMAT>
-struct HalfPlanes {
-    using S = Strides<FORMAT>;
-    LanePlanes<FORMAT> at;
-    u32 m;
-
-    __device__ __forceinline__ HalfPlanes(const Weight& weight, u64 row_tile, u32 half, u32 lane)
-        : at(weight, row_tile, 0, lane), m(half) {
-        at.codes += m * (S::CODES / 2 / (FORMAT == FORMAT_Q8_0 ? 1 : 32));
-        if (FORMAT == FORMAT_Q6_K) at.high += 4 * m;
-        // MXFP4 has the scales of both halves in one word.
-        if (!Codec<FORMAT>::SUPER && FORMAT != FORMAT_MXFP4) at.scales += m * (S::SCALES / 16);
-    }
-};
-
-// Starts the copies of this lane's weights of a block.
-template <int FORMAT>
-__device__ __forceinline__ void copy_half(const HalfPlanes<FORMAT>& half, GroupStage<FORMAT>& stage, u32 b, u32 block) {
-    using S = Strides<FORMAT>;
-    using L = LaneBytes<FORMAT>;
-    copy_bytes_async<L::CODES>(stage.weight_codes[b][threadIdx.x], half.at.codes + block * S::CODES);
-    if constexpr (L::HIGH > 0) copy_bytes_async<4>(stage.weight_high[b][threadIdx.x], half.at.high + block * S::HIGH);
-    if constexpr (L::SCALES > 0) {
-        if (threadIdx.x % 4 == 0) {
-            copy_bytes_async<L::SCALES>(stage.weight_scales[b][threadIdx.x / 4], half.at.scales + block * S::SCALES);
-        }
-    }
-}
-
-// Starts the copies of this lane's record of a super-block.
-template <int FORMAT>
-__device__ __forceinline__ void copy_record(const HalfPlanes<FORMAT>& half, GroupShared<FORMAT>& shared, u32 unit) {
-    using S = Strides<FORMAT>;
-    using L = LaneBytes<FORMAT>;
-    copy_bytes_async<16>(shared.records[threadIdx.x], half.at.scales + unit * S::SCALES);
-    if constexpr (L::SUPERS == 4) copy_bytes_async<4>(shared.supers[threadIdx.x], half.at.supers + unit * S::SUPERS);
-    if constexpr (L::SUPERS == 2) {
-        // Two lanes' at once.
-        if (threadIdx.x % 2 == 0) copy_bytes_async<4>(shared.supers[threadIdx.x], half.at.supers + unit * S::SUPERS);
-    }
-}
-
-template <int FORMAT>
-__device__ __forceinline__ ScaleRecord load_copied_record(const GroupShared<FORMAT>& shared) {
-    using L = LaneBytes<FORMAT>;
+__device__ __forceinline__ ScaleRecord load_copied_record(const GroupShared<FORMAT>& shared, u32 tile, u32 lane) {
     ScaleRecord record;
-    record.row = *(const Words4*)shared.records[threadIdx.x];
-    if constexpr (L::SUPERS == 4) record.super = *(const u32*)shared.supers[threadIdx.x];
-    if constexpr (L::SUPERS == 2) record.super = *(const u16*)shared.supers[threadIdx.x];
+    record.row = ((const Words4*)shared.records[tile])[lane];
+    record.super = 0;
+    if constexpr (FORMAT == FORMAT_Q2_K) record.super = ((const u32*)shared.supers[tile])[lane];
+    if constexpr (FORMAT == FORMAT_Q6_K) record.super = ((const u16*)shared.supers[tile])[lane];
     return record;
 }
 
-// The codes of a block; as a whole tile's, whose first half they take the place of.
+// This lane's codes of half `m` of row tile `tile`: rows g + 16m and g + 16m + 8; as a whole tile's, whose first half they take
+// the place of.
 template <int FORMAT>
-__device__ __forceinline__ TileCodes load_half(const GroupStage<FORMAT>& stage, u32 b) {
-    using L = LaneBytes<FORMAT>;
+__device__ __forceinline__ TileCodes load_half(const GroupStage<FORMAT>& stage, u32 b, u32 tile, u32 m, u32 lane) {
+    using S = Strides<FORMAT>;
     TileCodes raw;
-    const u8* codes = stage.weight_codes[b][threadIdx.x];
-    if constexpr (L::CODES == 16) {
-        raw.codes[0] = *(const Words4*)codes;
-    } else if constexpr (L::CODES == 4) {
-        raw.pairs.x = *(const u32*)codes;
+    const u8* codes = stage.weight_codes[tile] + b * S::CODES;
+    if constexpr (FORMAT == FORMAT_Q8_0) {
+        raw.codes[0] = ((const Words4*)(codes + 512 * m))[lane];
+    } else if constexpr (S::CODES == 256) {
+        raw.pairs.x = ((const u32*)codes)[2 * lane + m];
     } else {
-        const Words2 words = *(const Words2*)codes;
+        const Words2 words = ((const Words2*)codes)[2 * lane + m];
         raw.codes[0].x = words.x;
         raw.codes[0].y = words.y;
     }
-    if constexpr (L::HIGH > 0) {
-        const u32 high = *(const u32*)stage.weight_high[b][threadIdx.x];
+    if constexpr (TileBytes<FORMAT>::HAS_HIGH) {
+        const u32* high = (const u32*)(stage.weight_high[tile] + b * S::HIGH);
         if constexpr (FORMAT == FORMAT_Q6_K) {
-            raw.pairs.x = high;
+            raw.pairs.x = high[2 * lane + m];
         } else {
-            raw.high = high;
+            raw.high = high[lane];
         }
     }
     return raw;
@@ -162,17 +50,19 @@ __device__ __forceinline__ TileCodes load_half(const GroupStage<FORMAT>& stage, 
 
 // Scales of the lane's two rows, where they are not super-blocks'.
 template <int FORMAT>
-__device__ __forceinline__ ScaleRecord load_half_scales(const GroupStage<FORMAT>& stage, u32 b, u32 m) {
-    using L = LaneBytes<FORMAT>;
+__device__ __forceinline__ ScaleRecord load_half_scales(const GroupStage<FORMAT>& stage, u32 b, u32 tile, u32 m, u32 lane) {
+    using S = Strides<FORMAT>;
     ScaleRecord record;
-    const u8* scales = stage.weight_scales[b][threadIdx.x / 4];
-    if constexpr (L::SCALES == 8) {
-        const Words2 words = *(const Words2*)scales;
+    const u8* scales = stage.weight_scales[tile] + b * S::SCALES;
+    if constexpr (S::SCALES == 128) {
+        const Words2 words = ((const Words2*)scales)[lane / 4 * 2 + m];
         record.row.x = words.x;
         record.row.y = words.y;
+    } else if constexpr (FORMAT == FORMAT_MXFP4) {
+        // Both halves' in one word.
+        record.row.x = ((const u32*)scales)[lane / 4] >> (16 * m);
     } else {
-        record.row.x = *(const u32*)scales;
-        if (FORMAT == FORMAT_MXFP4) record.row.x >>= 16 * m;
+        record.row.x = ((const u32*)scales)[lane / 4 * 2 + m];
     }
     return record;
 }
@@ -241,126 +131,110 @@ __device__ __forceinline__ HalfScales<FORMAT> half_scales(const UnitScales& unit
     return out;
 }
 
-// This thread's part of every stage's copies. Eight warps copy codes, eight columns each and those 64 further; the four
-// others a column's scale each.
-template <int FORMAT>
-struct GroupCopies {
-    const u8* first;
-    const u8* second;
-    u32 blocks;
-
-    __device__ __forceinline__ GroupCopies(const Activations& x, const u32* rows, u32 blocks) : blocks(blocks) {
-        const u32 lane = threadIdx.x % 32;
-        const u32 warp = threadIdx.x / 32;
-        if (warp < 8) {
-            const u32 column = 8 * warp + lane % 8;
-            first = x.codes + (u64)rows[column] * blocks * ACTIVATION_CODE_BYTES + lane / 8 * 16;
-            second = x.codes + (u64)rows[column + 64] * blocks * ACTIVATION_CODE_BYTES + lane / 8 * 16;
-        } else {
-            first = second = (const u8*)(x.sums + (u64)rows[threadIdx.x - 256] * blocks);
-        }
-    }
-
-    // Starts the copies of the blocks from `block` on; there may be fewer than a stage has, or none.
-    __device__ __forceinline__ void start(GroupStage<FORMAT>& stage, u32 block) const {
-        const u32 lane = threadIdx.x % 32;
-        const u32 warp = threadIdx.x / 32;
+// Shifts the sums of high bytes up to where the sums of low bytes are added to them.
+template <int N>
+__device__ __forceinline__ void shift_up(i32 (&sums)[N]) {
 #pragma unroll
-        for (u32 b = 0; b < GROUP_BLOCKS; ++b) {
-            if (block + b >= blocks) break;
-            if (warp < 8) {
-                u8* target = stage.codes[b][warp][lane / 16][lane / 8 % 2][lane % 8];
-                copy_async(target, first + (block + b) * ACTIVATION_CODE_BYTES, true);
-                copy_async(target + 8 * OPERAND_STRIDE, second + (block + b) * ACTIVATION_CODE_BYTES, true);
-            } else if constexpr (Codec<FORMAT>::MINIMUM) {
-                copy_async(&stage.sums[b][threadIdx.x - 256], first + (block + b) * sizeof(ActivationSums), true);
-            } else {
-                copy_bytes_async<4>(&stage.scales[b][threadIdx.x - 256], first + (block + b) * sizeof(ActivationSums));
-            }
-        }
+    for (int i = 0; i < N; ++i) sums[i] = (i32)((u32)sums[i] << 8);
+}
+
+// The scales of a lane's columns in the first AHEAD sixteens of the h-th half of N / 2 columns; asked for before the sums that they
+// scale have come.
+#define SCALES_AHEAD 2
+template <int FORMAT, int N>
+struct AheadScales {
+    static constexpr int COUNT = N / 8 < SCALES_AHEAD ? N / 8 : SCALES_AHEAD;
+    FourSums at[COUNT];
+
+    __device__ __forceinline__ void load(const FourSums* sums, int h) {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) at[i] = sums[(h * (N / 8) + i) * 4];
     }
 };
 
-// sums = A B of part `part` of the block at `codes`, an operand: the high bytes' sums are shifted up and the low bytes' added
-// to them by the tensor cores.
+// Adds the sums of the h-th half of the columns to `acc`. `own`: this lane's scales of the block, GROUP_COLUMNS / 4 of them before
+// the next plane.
 template <int FORMAT, int N>
-__device__ __forceinline__ void multiply(const u32 (&a)[4], u32 codes, int part, i32 (&sums)[N]) {
-    const bool first = !Codec<FORMAT>::HALVES || part == 0;
-    const bool second = !Codec<FORMAT>::HALVES || part == 1;
-    const u32 a0 = first ? a[0] : 0, a1 = first ? a[1] : 0, a2 = second ? a[2] : 0, a3 = second ? a[3] : 0;
-    products_begin();
-    products_add<false>(sums, a0, a1, a2, a3, codes);
-    products_commit();
-    products_wait(sums);
-#pragma unroll
-    for (int i = 0; i < N; ++i) sums[i] = (i32)((u32)sums[i] << 8);
-    products_begin();
-    products_add<true>(sums, a0, a1, a2, a3, codes + OPERAND_STRIDE / 2 / 16);
-    products_commit();
-    products_wait(sums);
-}
-
-// Adds a block's sums to `acc`.
-template <int FORMAT, int N>
-__device__ __forceinline__ void add_sums(const i32 (&sums)[N], const HalfScales<FORMAT>& scales, int part,
-                                         const GroupStage<FORMAT>& stage, u32 b, float (&acc)[N]) {
+__device__ __forceinline__ void add_sums(const i32 (&sums)[N], const HalfScales<FORMAT>& scales, int part, const FourSums* own,
+                                         const AheadScales<FORMAT, N>& ahead, int h, float (&acc)[N]) {
     using C = Codec<FORMAT>;
 #pragma unroll
-    for (int n = 0; n < N / 4; ++n) {
-        const u32 column = 8 * n + 2 * (threadIdx.x % 4);
-        float scale[2], least[2];
-        if constexpr (C::MINIMUM) {
+    for (int i = 0; i < N / 8; ++i) {
+        // Of this lane's columns in sixteen.
+        const auto four = [&](int plane) { return own[plane * (GROUP_COLUMNS / 4) + (h * (N / 8) + i) * 4]; };
+        const FourSums scale = i < AheadScales<FORMAT, N>::COUNT ? ahead.at[i < AheadScales<FORMAT, N>::COUNT ? i : 0] : four(0);
+        FourSums least;
+        if constexpr (C::MINIMUM && C::HALVES) least = four(1 + part);
+        if constexpr (C::MINIMUM && !C::HALVES) {
+            const FourSums low = four(1), high = four(2);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const ActivationSums own = stage.sums[b][column + i];
-                scale[i] = own.scale;
-                least[i] = C::HALVES ? (part == 0 ? own.low_half : own.high_half) : own.low_half + own.high_half;
-            }
-        } else {
-            const float2 both = *(const float2*)&stage.scales[b][column];
-            scale[0] = both.x;
-            scale[1] = both.y;
+            for (int j = 0; j < 4; ++j) least.at[j] = low.at[j] + high.at[j];
         }
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-            float& own = acc[4 * n + c];
-            own = fmaf(scales.code[part][c / 2], scale[c % 2] * (float)sums[4 * n + c], own);
-            if constexpr (C::MINIMUM) own = fmaf(scales.least[part][c / 2], least[c % 2], own);
+        for (int j = 0; j < 8; ++j) {
+            const int row = j % 4 / 2;
+            const int column = j / 4 * 2 + j % 2;
+            float& total = acc[8 * i + j];
+            total = fmaf(scales.code[part][row], scale.at[column] * (float)sums[8 * i + j], total);
+            if constexpr (C::MINIMUM) total = fmaf(scales.least[part][row], least.at[column], total);
         }
     }
 }
 
-// The sums of this warp's 16 rows of row tile `tile` with the columns of `shared.rows`, LIVE pieces of them, in this thread's
-// `shared.totals`; [4p + n]: columns 32p + 8n on, as mma has them. `shared.rows` must be filled and visible. `active`: the
-// warpgroup has something to do. All threads call it; what the stages held is overwritten only after a barrier.
+// Begins, after `products_begin`, the products of one half of the columns with part `part` of fragment `a`: high bytes, or with KEEP low bytes added to
+// `sums`. `operand`: of the half's first columns.
+template <int FORMAT, bool KEEP, int N>
+__device__ __forceinline__ void begin_products(i32 (&sums)[N], const u32 (&a)[4], int part, u32 operand) {
+    const bool first = !Codec<FORMAT>::HALVES || part == 0;
+    const bool second = !Codec<FORMAT>::HALVES || part == 1;
+    products_add<KEEP>(sums, first ? a[0] : 0, first ? a[1] : 0, second ? a[2] : 0, second ? a[3] : 0,
+                       operand + (KEEP ? OPERAND_STRIDE / 2 / 16 : 0));
+    products_commit();
+}
+
+// What a warp reads of a block's weights: its codes, and scales where they are not super-blocks'.
+template <int FORMAT>
+struct HalfBlock {
+    TileCodes codes;
+    ScaleRecord scales;
+
+    __device__ __forceinline__ void load(const GroupStage<FORMAT>& stage, u32 b, u32 tile, u32 m, u32 lane) {
+        codes = load_half<FORMAT>(stage, b, tile, m, lane);
+        if constexpr (!Codec<FORMAT>::SUPER) scales = load_half_scales<FORMAT>(stage, b, tile, m, lane);
+    }
+};
+
+// The sums of this warp's 16 rows of the CTA's row tile `tile` with LIVE pieces of columns, in this thread's `shared.totals`;
+// [4p + n]: columns 32p + 8n on, as mma has them. `active`: the warpgroup has something to do.
+//
+// While a half's sums are shifted or scaled, products of the other half run; the weights of the next block are read before. (The
+// assembler takes no product that runs from one block into the next: it would wait for each.)
 template <int FORMAT, int LIVE>
-__device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, bool active, const Activations& x,
-                                             GroupShared<FORMAT>& shared) {
+__device__ __forceinline__ void consume(u32 blocks, u32 tile, u32 m, u32 lane, GroupShared<FORMAT>& shared) {
     using C = Codec<FORMAT>;
     constexpr int PARTS = HalfScales<FORMAT>::PARTS;
-    const u32 lane = threadIdx.x % 32;
-    const u32 m = threadIdx.x / 32 % 2;
-    const u32 blocks = weight.blocks;
     const u32 units = blocks / C::BLOCKS;
-    const HalfPlanes<FORMAT> at(weight, tile, m, lane);
-    constexpr int N = 16 * LIVE;
-    float acc[N];
+    // Sums of one half of the columns, and how far its operand lies from the other's.
+    constexpr int N = 8 * LIVE;
+    constexpr u32 RIGHT = N / 4 * (OPERAND_STRIDE / 16);
+    float acc[2][N];
 #pragma unroll
-    for (int i = 0; i < N; ++i) acc[i] = 0.0f;
+    for (int i = 0; i < N; ++i) acc[0][i] = acc[1][i] = 0.0f;
 #pragma unroll
-    for (int i = 0; i < N / 4; ++i) shared.totals[i][threadIdx.x] = {{0.0f, 0.0f, 0.0f, 0.0f}};
+    for (int i = 0; i < N / 2; ++i) shared.totals[i][threadIdx.x] = {{0.0f, 0.0f, 0.0f, 0.0f}};
     u32 slice = 0;
     u32 slice_end = slice_begin(1, units);
     const auto end_slices = [&](u32 unit) {
         // Empty slices add zero, as in the split shape.
         while (slice < SLICES && unit == slice_end) {
 #pragma unroll
-            for (int i = 0; i < N / 4; ++i) {
+            for (int i = 0; i < N / 2; ++i) {
                 FourSums total = shared.totals[i][threadIdx.x];
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
-                    total.at[c] += acc[4 * i + c];
-                    acc[4 * i + c] = 0.0f;
+                    float& own = acc[i / (N / 4)][i % (N / 4) * 4 + c];
+                    total.at[c] += own;
+                    own = 0.0f;
                 }
                 shared.totals[i][threadIdx.x] = total;
             }
@@ -368,62 +242,58 @@ __device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, boo
             slice_end = slice_begin(slice + 1, units);
         }
     };
-    UnitScales unit;
     end_slices(0);
-    const u32 stages = (blocks + GROUP_BLOCKS - 1) / GROUP_BLOCKS;
-    const GroupCopies<FORMAT> copies(x, shared.rows, blocks);
-    const auto fill = [&](u32 index) {
-        const u32 place = index % GROUP_STAGES;
-        copies.start(shared.stages[place], index * GROUP_BLOCKS);
-#pragma unroll
-        for (u32 b = 0; b < GROUP_BLOCKS; ++b) {
-            const u32 block = index * GROUP_BLOCKS + b;
-            if (!active || block >= blocks) break;
-            copy_half<FORMAT>(at, shared.stages[place], b, block);
-            if constexpr (C::SUPER) {
-                if (block % 8 == 0) copy_record<FORMAT>(at, shared, block / 8);
-            }
-        }
-        shared.full[place].arrive_copied();
-    };
-#pragma unroll 1
-    for (u32 i = 0; i < GROUP_AHEAD && i < stages; ++i) fill(i);
+    UnitScales unit;
+    HalfBlock<FORMAT> half;
+    shared.full[0].wait(0);
+    half.load(shared.stages[0], 0, tile, m, lane);
     // Blocks are not unrolled, so that the loop stays in the instruction cache next to the scheduler. Warps go through the
-    // stages on their own: a stage is filled when everybody's copies have ended, and free when every warp has left it.
+    // stages on their own. Behind the last block comes itself, for nothing.
 #pragma unroll 1
     for (u32 block = 0; block < blocks; ++block) {
         const u32 b = block % GROUP_BLOCKS;
-        const u32 index = block / GROUP_BLOCKS;
-        const u32 place = index % GROUP_STAGES;
-        if (b == 0) {
-            const u32 ahead = index + GROUP_AHEAD;
-            if (ahead < stages) {
-                if (ahead >= GROUP_STAGES) shared.empty[ahead % GROUP_STAGES].wait((ahead / GROUP_STAGES - 1) % 2);
-                fill(ahead);
-            }
-            shared.full[place].wait(index / GROUP_STAGES % 2);
-            publish_operands();
+        const u32 place = block / GROUP_BLOCKS % GROUP_STAGES;
+        const GroupStage<FORMAT>& stage = shared.stages[place];
+        u32 a[4];
+        half_fragments<FORMAT>(half.codes, m, a);
+        if constexpr (C::SUPER) {
+            if (block % 8 == 0) unit = unpack<FORMAT>(load_copied_record<FORMAT>(shared, tile, lane));
+        } else {
+            unit = unpack<FORMAT>(half.scales);
         }
-        if (active) {
-            const GroupStage<FORMAT>& stage = shared.stages[place];
-            u32 a[4];
-            half_fragments<FORMAT>(load_half<FORMAT>(stage, b), m, a);
-            if constexpr (C::SUPER) {
-                if (block % 8 == 0) unit = unpack<FORMAT>(load_copied_record<FORMAT>(shared));
-            } else {
-                unit = unpack<FORMAT>(load_half_scales<FORMAT>(stage, b, m));
-            }
-            const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
-            const u32 codes = shared_operand(stage.codes[b]);
-            i32 sums[N];
+        const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
 #pragma unroll
-            for (int part = 0; part < PARTS; ++part) {
-                multiply<FORMAT>(a, codes, part, sums);
-                add_sums<FORMAT>(sums, scales, part, stage, b, acc);
+        for (int part = 0; part < PARTS; ++part) {
+            const u32 operand = shared_operand(stage.codes[b]);
+            i32 left[N], right[N];
+            products_begin();
+            begin_products<FORMAT, false>(left, a, part, operand);
+            begin_products<FORMAT, false>(right, a, part, operand + RIGHT);
+            if (part == 0) {
+                const u32 next = block + 1 < blocks ? block + 1 : block;
+                const u32 next_place = next / GROUP_BLOCKS % GROUP_STAGES;
+                if (next % GROUP_BLOCKS == 0) shared.full[next_place].wait(next / GROUP_BLOCKS / GROUP_STAGES % 2);
+                half.load(shared.stages[next_place], next % GROUP_BLOCKS, tile, m, lane);
             }
-            if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
+            products_wait<1>(left);
+            shift_up(left);
+            products_begin();
+            begin_products<FORMAT, true>(left, a, part, operand);
+            products_wait<1>(right);
+            shift_up(right);
+            products_begin();
+            begin_products<FORMAT, true>(right, a, part, operand + RIGHT);
+            const FourSums* own = (const FourSums*)stage.sums[b][0] + lane % 4;
+            AheadScales<FORMAT, N> ahead;
+            ahead.load(own, 0);
+            products_wait<1>(left);
+            add_sums<FORMAT>(left, scales, part, own, ahead, 0, acc[0]);
+            ahead.load(own, 1);
+            products_wait<0>(right);
+            add_sums<FORMAT>(right, scales, part, own, ahead, 1, acc[1]);
         }
-        if (b + 1 == GROUP_BLOCKS || block + 1 == blocks) {
+        if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
+        if (b + 1 == GROUP_BLOCKS) {
             __syncwarp();
             if (lane == 0) shared.empty[place].arrive();
         }
@@ -431,44 +301,95 @@ __device__ __forceinline__ void group_pieces(const Weight& weight, u64 tile, boo
 }
 
 // The same for `live` columns that hold something: code of its own for each number of pieces, because registers and products
-// have their sizes at compile time. Begins and ends with a barrier.
+// have their sizes at compile time. A warpgroup that is not `active` has nothing to do.
 template <int FORMAT>
-__device__ __forceinline__ void group_sums(const Weight& weight, u64 tile, bool active, const Activations& x, u32 live,
-                                           GroupShared<FORMAT>& shared) {
-    if (threadIdx.x < GROUP_STAGES) {
-        shared.full[threadIdx.x].open(GROUP_THREADS);
-        shared.empty[threadIdx.x].open(GROUP_THREADS / 32);
-    }
-    __syncthreads();
-    if (live > 3 * PIECE_COLUMNS) {
-        group_pieces<FORMAT, 4>(weight, tile, active, x, shared);
+__device__ __forceinline__ void consume_live(u32 blocks, bool active, u32 live, GroupShared<FORMAT>& shared) {
+    // Through a shuffle, so that the assembler keeps it in a register instead of asking for it in every block.
+    const u32 thread = __shfl_sync(0xffffffffu, threadIdx.x, threadIdx.x % 32);
+    const u32 lane = thread % 32;
+    const u32 m = thread / 32 % 2;
+    const u32 tile = thread / 64;
+    if (!active) {
+        if (lane > 0) return;
+        for (u32 index = 0; index < blocks / GROUP_BLOCKS; ++index) {
+            shared.full[index % GROUP_STAGES].wait(index / GROUP_STAGES % 2);
+            shared.empty[index % GROUP_STAGES].arrive();
+        }
+    } else if (live > 3 * PIECE_COLUMNS) {
+        consume<FORMAT, 4>(blocks, tile, m, lane, shared);
     } else if (live > 2 * PIECE_COLUMNS) {
-        group_pieces<FORMAT, 3>(weight, tile, active, x, shared);
+        consume<FORMAT, 3>(blocks, tile, m, lane, shared);
     } else if (live > PIECE_COLUMNS) {
-        group_pieces<FORMAT, 2>(weight, tile, active, x, shared);
+        consume<FORMAT, 2>(blocks, tile, m, lane, shared);
     } else {
-        group_pieces<FORMAT, 1>(weight, tile, active, x, shared);
-    }
-    __syncthreads();
-    if (threadIdx.x < GROUP_STAGES) {
-        shared.full[threadIdx.x].close();
-        shared.empty[threadIdx.x].close();
+        consume<FORMAT, 1>(blocks, tile, m, lane, shared);
     }
 }
 
-// The product of up to 6 row tiles from `first_tile` on, of which there are `row_tiles`, with `live` columns.
-// `store(row from the first tile's on, column, sum)` is called once for each of the sums, column < live. Ends with a barrier.
-template <int FORMAT, class Store>
-__device__ __forceinline__ void group_product(const Weight& weight, u64 first_tile, u32 row_tiles, const Activations& x, u32 live,
-                                              GroupShared<FORMAT>& shared, const Store& store) {
-    const u32 lane = threadIdx.x % 32;
-    const u32 warp = threadIdx.x / 32;
-    // The tensor cores want a warpgroup whole: a warp without a tile works on another's, for nothing.
-    const bool active = warp / 4 * 2 < row_tiles;
-    const u32 tile = warp / 2 < row_tiles ? warp / 2 : 0;
-    group_sums<FORMAT>(weight, first_tile + tile, active, x, live, shared);
-    if (warp / 2 < row_tiles) {
-        const u32 row = 32 * tile + 16 * (warp % 2) + lane / 4;
+// Columns of a CTA: `first`, `first + stride` and so on begin groups of up to `width`, as far as they lie before `end`.
+struct ColumnGroups {
+    u32 first;
+    u32 end;
+    u32 stride;
+    u32 width;
+};
+
+// The products of the CTA's row tiles, whose planes `planes_of(tile)` tells, with group after group of its columns.
+// `active`: the warpgroup has something to do. `open(column, place)` tells what stands in column `place` of a group: the
+// activation row of `column`, and leaves in `shared` what else is asked for later. `finish(first column, live)` is called by
+// the threads that multiply when every sum of a group is in `shared.totals`. All threads of the CTA call it, once.
+template <int FORMAT, class PlanesOf, class Open, class Finish>
+__device__ __forceinline__ void group_products(u32 blocks, const Activations& x, const ColumnGroups& columns, bool active,
+                                               GroupShared<FORMAT>& shared, const PlanesOf& planes_of, const Open& open,
+                                               const Finish& finish) {
+    const auto live_of = [&](u32 first) { return columns.end - first < columns.width ? columns.end - first : columns.width; };
+    if (threadIdx.x >= GROUP_CONSUMERS) {
+        release_registers<PRODUCER_REGISTERS>();
+        for (u32 first = columns.first; first < columns.end; first += columns.stride) {
+            __syncthreads();
+            produce<FORMAT>(blocks, x, live_of(first), shared);
+            __syncthreads();
+            __syncthreads();
+        }
+        return;
+    }
+    claim_registers<CONSUMER_REGISTERS>();
+    if (threadIdx.x < GROUP_TILES) shared.tiles[threadIdx.x] = planes_of(threadIdx.x);
+    for (u32 first = columns.first; first < columns.end; first += columns.stride) {
+        const u32 live = live_of(first);
+        if (threadIdx.x < GROUP_COLUMNS) {
+            shared.rows[threadIdx.x] = open(first + (threadIdx.x < live ? threadIdx.x : 0), threadIdx.x);
+        }
+        if (threadIdx.x < GROUP_STAGES) {
+            shared.full[threadIdx.x].open(GROUP_PRODUCERS);
+            shared.empty[threadIdx.x].open(GROUP_CONSUMERS / 32);
+        }
+        __syncthreads();
+        consume_live<FORMAT>(blocks, active, live, shared);
+        __syncthreads();
+        if (threadIdx.x < GROUP_STAGES) {
+            shared.full[threadIdx.x].close();
+            shared.empty[threadIdx.x].close();
+        }
+        finish(first, live);
+        __syncthreads();
+    }
+}
+
+// Rows that a CTA has: `row_tiles` row tiles from some first on, of which it takes up to GROUP_TILES. The tensor cores want a
+// warpgroup whole: a warp without a tile works on the first one, for nothing.
+struct GroupRows {
+    u32 row_tiles;
+
+    __device__ __forceinline__ u32 existing(u32 tile) const { return tile < row_tiles ? tile : 0; }
+    __device__ __forceinline__ bool active() const { return threadIdx.x / 128 * 2 < row_tiles; }
+
+    // Calls `store(row from the first tile's on, column, sum)` once for each of the sums of `live` columns.
+    template <int FORMAT, class Store>
+    __device__ __forceinline__ void store_sums(const GroupShared<FORMAT>& shared, u32 live, const Store& store) const {
+        const u32 lane = threadIdx.x % 32;
+        if (threadIdx.x / 64 >= row_tiles) return;
+        const u32 row = threadIdx.x / 32 * 16 + lane / 4;
 #pragma unroll 1
         for (u32 i = 0; 8 * i < live; ++i) {
             const FourSums total = shared.totals[i][threadIdx.x];
@@ -479,51 +400,4 @@ __device__ __forceinline__ void group_product(const Weight& weight, u64 first_ti
             }
         }
     }
-    __syncthreads();
-}
-
-// What `gated_product` works on: two weights of one shape and the gated activation between them.
-struct GatedProduct {
-    Weight gate;
-    Weight up;
-    const float* gate_bias;  // [experts, outputs] or null
-    const float* up_bias;
-    u8* codes;  // records, high and low bytes apart
-    ActivationSums* sums;
-    u32 kind;
-    float alpha;
-    float limit;
-    u32 reserved;
 };
-
-// swiglu of two products of up to 3 row tiles, as activation records: a row tile is a block. `tile`: the first of them, of
-// which there are `row_tiles`; `expert_tile`: where the expert's begin; `record_of(column)`: row of the records of a column.
-// Warps 0 to 5 multiply with the gate, 6 to 11 with the other weight; then each thread makes one record. Ends with a barrier.
-template <int FORMAT, class RecordOf>
-__device__ __forceinline__ void gated_product(const GatedProduct& product, u64 expert_tile, u32 tile, u32 row_tiles,
-                                              const Activations& x, u32 live, GroupShared<FORMAT>& shared,
-                                              const RecordOf& record_of) {
-    constexpr u32 HALF = GROUP_TILES / 2;
-    const u32 warp = threadIdx.x / 32;
-    const u32 own = warp / 2 % HALF < row_tiles ? warp / 2 % HALF : 0;
-    group_sums<FORMAT>(warp < 2 * HALF ? product.gate : product.up, expert_tile + tile + own, true, x, live, shared);
-    const u32 column = threadIdx.x % GROUP_COLUMNS;
-    const u32 block = threadIdx.x / GROUP_COLUMNS;
-    if (column < live && block < row_tiles) {
-        float y[32];
-#pragma unroll 8
-        for (u32 row = 0; row < 32; ++row) {
-            const u32 thread = (2 * block + row / 16) * 32 + row % 8 * 4 + column % 8 / 2;
-            const u32 c = row / 8 % 2 * 2 + column % 2;
-            float gate = shared.totals[column / 8][thread].at[c] * Codec<FORMAT>::POST;
-            float up = shared.totals[column / 8][thread + 64 * HALF].at[c] * Codec<FORMAT>::POST;
-            const u64 output = (expert_tile + tile + block) * 32 + row;
-            if (product.gate_bias) gate += product.gate_bias[output];
-            if (product.up_bias) up += product.up_bias[output];
-            y[row] = gated(product.kind, product.alpha, product.limit, gate, up);
-        }
-        const u64 record = (u64)record_of(column) * product.gate.row_tiles + tile + block;
-        quantize_alone(y, product.codes + record * ACTIVATION_CODE_BYTES, product.sums + record);
-    }
-    __syncthreads();
-}

@@ -48,6 +48,25 @@ __device__ __forceinline__ float scale_of_squares(float squares, u32 width, floa
     return 1.0f / sqrtf(total / (float)width + eps);
 }
 
+// The same of N rows by a CTA of NORM_THREADS.
+template <int N>
+__device__ __forceinline__ void scales_of_squares(const float (&squares)[N], u32 width, float eps,
+                                                  float (*partials)[NORM_THREADS / 32], float (&scales)[N]) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+        const float sum = warp_sum(squares[n]);
+        if (threadIdx.x % 32 == 0) partials[n][threadIdx.x / 32] = sum;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+        float total = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < NORM_THREADS / 32; ++warp) total += partials[n][warp];
+        scales[n] = 1.0f / sqrtf(total / (float)width + eps);
+    }
+}
+
 // The same of a row in memory, aligned to 16 bytes where the width is a multiple of 4.
 __device__ __forceinline__ float rms_scale(const float* x, u32 width, float eps, float* partials) {
     return scale_of_squares(threadIdx.x < NORM_THREADS ? squares_of(x, width) : 0.0f, width, eps, partials);

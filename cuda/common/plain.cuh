@@ -8,7 +8,6 @@
 
 #define PLAIN_THREADS 256
 #define PLAIN_SLICES 32
-#define NO_ROW 0xffffffffu
 
 template <int FORMAT>
 struct PlainChunk {
@@ -40,13 +39,11 @@ struct PlainShared {
     float partial[PLAIN_SLICES][NC][8];
 };
 
-// Four floats of an activation row from `first` on; zeros past its end.
+// Four floats of an activation row from `first` on; zeros past its end. WHOLE: the row is aligned and does not end there.
+template <bool WHOLE>
 __device__ __forceinline__ void load_four(const float* row, u32 first, u32 columns, float (&x)[4]) {
-    if (columns % 4 == 0 && first < columns) {
-        struct alignas(16) Four {
-            float at[4];
-        };
-        const Four four = *(const Four*)(row + first);
+    if (WHOLE || (columns % 4 == 0 && first < columns)) {
+        const Floats4 four = *(const Floats4*)(row + first);
 #pragma unroll
         for (int i = 0; i < 4; ++i) x[i] = four.at[i];
     } else {
@@ -56,14 +53,14 @@ __device__ __forceinline__ void load_four(const float* row, u32 first, u32 colum
 }
 
 // Adds one chunk of each row tile times the same elements of `x`, ascending, to the sums of column `n`.
-template <int FORMAT, int RT, int NC>
+template <int FORMAT, bool WHOLE, int RT, int NC>
 __device__ __forceinline__ void add_decoded(const PlainChunk<FORMAT> (&w)[RT], const float* x, u32 chunk, u32 columns, int n,
                                             float (&acc)[RT][NC]) {
     constexpr int E = PlainChunk<FORMAT>::ELEMENTS;
 #pragma unroll
     for (int q = 0; q < E / 4; ++q) {
         float four[4];
-        load_four(x, chunk * E + 4 * q, columns, four);
+        load_four<WHOLE>(x, chunk * E + 4 * q, columns, four);
 #pragma unroll
         for (int r = 0; r < RT; ++r)
 #pragma unroll
@@ -75,7 +72,7 @@ template <int FORMAT>
 __device__ __forceinline__ void add_chunk(const Words4& raw, const float* x, u32 chunk, u32 columns, float& acc) {
     const PlainChunk<FORMAT> w[1] = {decode_chunk<FORMAT>(raw)};
     float sum[1][1] = {{acc}};
-    add_decoded<FORMAT, 1, 1>(w, x, chunk, columns, 0, sum);
+    add_decoded<FORMAT, false, 1, 1>(w, x, chunk, columns, 0, sum);
     acc = sum[0][0];
 }
 
@@ -105,7 +102,23 @@ __device__ __forceinline__ void join_slices(PlainShared<NC>& shared, const float
     __syncthreads();
 }
 
-// `RT` row tiles from `row_tile` on, of which there are `tiles`, times NC columns. `row_of(column)`: row of x or NO_ROW.
+// The sums of this lane's slice of each row tile and column. No branch parts the loads of a chunk, so that all are on their
+// way at once.
+template <int FORMAT, bool WHOLE, int RT, int NC>
+__device__ __forceinline__ void add_slices(const Words4* const (&codes)[RT], u32 begin, u32 end, const float* const (&rows)[NC],
+                                           u32 columns, float (&acc)[RT][NC]) {
+#pragma unroll(RT == 1 ? 4 : 1)
+    for (u32 chunk = begin; chunk < end; ++chunk) {
+        PlainChunk<FORMAT> w[RT];
+#pragma unroll
+        for (int r = 0; r < RT; ++r) w[r] = decode_chunk<FORMAT>(load_stream(codes[r] + (u64)chunk * 8));
+#pragma unroll
+        for (int n = 0; n < NC; ++n) add_decoded<FORMAT, WHOLE, RT, NC>(w, rows[n], chunk, columns, n, acc);
+    }
+}
+
+// `RT` row tiles from `row_tile` on, of which there are `tiles`, times NC columns. `row_of(column)`: a row of x, any for
+// columns nobody wants.
 // `store(row from the first tile's on, column, sum)` is called for every row of a tile there is and every column. All threads
 // call it; ends with a barrier.
 template <int FORMAT, int NC, int RT, class RowOf, class Store>
@@ -115,8 +128,7 @@ __device__ __forceinline__ void plain_products(const Weight& weight, u64 row_til
     float acc[RT][NC];
 #pragma unroll
     for (int n = 0; n < NC; ++n) {
-        const u32 index = row_of(n);
-        rows[n] = index == NO_ROW ? 0 : x + (u64)index * weight.columns;
+        rows[n] = x + (u64)row_of(n) * weight.columns;
 #pragma unroll
         for (int r = 0; r < RT; ++r) acc[r][n] = 0.0f;
     }
@@ -124,15 +136,10 @@ __device__ __forceinline__ void plain_products(const Weight& weight, u64 row_til
     u32 begin, end;
 #pragma unroll
     for (int r = 0; r < RT; ++r) plain_slice(weight, row_tile + (r < tiles ? r : 0), codes[r], begin, end);
-#pragma unroll(RT == 1 ? 4 : 1)
-    for (u32 chunk = begin; chunk < end; ++chunk) {
-        PlainChunk<FORMAT> w[RT];
-#pragma unroll
-        for (int r = 0; r < RT; ++r) w[r] = decode_chunk<FORMAT>(load_stream(codes[r] + (u64)chunk * 8));
-#pragma unroll
-        for (int n = 0; n < NC; ++n) {
-            if (rows[n]) add_decoded<FORMAT, RT, NC>(w, rows[n], chunk, weight.columns, n, acc);
-        }
+    if (weight.columns % PlainChunk<FORMAT>::ELEMENTS == 0) {
+        add_slices<FORMAT, true, RT, NC>(codes, begin, end, rows, weight.columns, acc);
+    } else {
+        add_slices<FORMAT, false, RT, NC>(codes, begin, end, rows, weight.columns, acc);
     }
 #pragma unroll
     for (int r = 0; r < RT; ++r) {

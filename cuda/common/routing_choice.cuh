@@ -56,3 +56,15 @@ __device__ __forceinline__ float choose_experts(const float* logits, u32 experts
     }
     return sum;
 }
+
+// One warp chooses for one token: its top_k expert ids and their weights.
+__device__ __forceinline__ void store_choice(const float* logits, u32 experts, u32 top_k, u32 lane, u32* ids, float* weights) {
+    float mine = 0.0f;
+    const float sum = choose_experts(logits, experts, top_k, lane, [&](u32 k, u32 id, float exponential) {
+        if (k % 32 != lane) return;
+        ids[k] = id;
+        if (k < 32) mine = exponential;
+        else weights[k] = exponential;
+    });
+    for (u32 k = lane; k < top_k; k += 32) weights[k] = (k < 32 ? mine : weights[k]) / sum;
+}

@@ -1,6 +1,6 @@
 // Tensor-core products of a warpgroup (four warps) on 9.0a and barriers in shared memory, as inline PTX.
 //
-// A: 64 rows x 32 signed bytes, 16 rows from each warp's registers as mma.cuh has them; B: 32, 64, 96 or 128 columns x 32 bytes
+// A: 64 rows x 32 signed bytes, 16 rows from each warp's registers as mma.cuh has them; B: 16, 32, 48 or 64 columns x 32 bytes
 // in shared memory as core matrices of 8 columns x 16 bytes: [column / 8][k / 16][column % 8][k % 16], the next eight columns
 // OPERAND_STRIDE bytes further. The sums come as those of mma's, side by side: [4n + c] is c of columns 8n..
 #pragma once
@@ -19,6 +19,17 @@ __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.syn
 // d = A B, or d += A B with KEEP, begun. The descriptor's other parts: distance of core matrices along k and along columns, in
 // units of 16 bytes; no swizzle.
 template <bool KEEP>
+__device__ __forceinline__ void products_add(i32 (&d)[8], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
+    asm volatile(
+        "{.reg .pred keep; .reg .b64 operand; setp.ne.b32 keep, %14, 0; mov.b64 operand, {%12, %13};\n"
+        "wgmma.mma_async.sync.aligned.m64n16k32.s32.s8.s8 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7"
+        "}, {%8,%9,%10,%11}, operand, keep;}"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b | 128 / 16 << 16), "n"(OPERAND_STRIDE / 16), "n"(KEEP));
+}
+
+template <bool KEEP>
 __device__ __forceinline__ void products_add(i32 (&d)[16], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
     asm volatile(
         "{.reg .pred keep; .reg .b64 operand; setp.ne.b32 keep, %22, 0; mov.b64 operand, {%20, %21};\n"
@@ -31,12 +42,25 @@ __device__ __forceinline__ void products_add(i32 (&d)[16], u32 a0, u32 a1, u32 a
 }
 
 template <bool KEEP>
+__device__ __forceinline__ void products_add(i32 (&d)[24], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
+    asm volatile(
+        "{.reg .pred keep; .reg .b64 operand; setp.ne.b32 keep, %30, 0; mov.b64 operand, {%28, %29};\n"
+        "wgmma.mma_async.sync.aligned.m64n48k32.s32.s8.s8 {"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23"
+        "}, {%24,%25,%26,%27}, operand, keep;}"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]), "+r"(d[8]),
+          "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]),
+          "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b | 128 / 16 << 16), "n"(OPERAND_STRIDE / 16), "n"(KEEP));
+}
+
+template <bool KEEP>
 __device__ __forceinline__ void products_add(i32 (&d)[32], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
     asm volatile(
         "{.reg .pred keep; .reg .b64 operand; setp.ne.b32 keep, %38, 0; mov.b64 operand, {%36, %37};\n"
         "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {"
-        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
-        "%27,%28,%29,%30,%31"
+        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"
+        "%25,%26,%27,%28,%29,%30,%31"
         "}, {%32,%33,%34,%35}, operand, keep;}"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]), "+r"(d[8]),
           "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]),
@@ -45,81 +69,27 @@ __device__ __forceinline__ void products_add(i32 (&d)[32], u32 a0, u32 a1, u32 a
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b | 128 / 16 << 16), "n"(OPERAND_STRIDE / 16), "n"(KEEP));
 }
 
-template <bool KEEP>
-__device__ __forceinline__ void products_add(i32 (&d)[48], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
-    asm volatile(
-        "{.reg .pred keep; .reg .b64 operand; setp.ne.b32 keep, %54, 0; mov.b64 operand, {%52, %53};\n"
-        "wgmma.mma_async.sync.aligned.m64n96k32.s32.s8.s8 {"
-        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
-        "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-        "}, {%48,%49,%50,%51}, operand, keep;}"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]), "+r"(d[8]),
-          "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]),
-          "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]),
-          "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31]), "+r"(d[32]),
-          "+r"(d[33]), "+r"(d[34]), "+r"(d[35]), "+r"(d[36]), "+r"(d[37]), "+r"(d[38]), "+r"(d[39]), "+r"(d[40]),
-          "+r"(d[41]), "+r"(d[42]), "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b | 128 / 16 << 16), "n"(OPERAND_STRIDE / 16), "n"(KEEP));
-}
-
-template <bool KEEP>
-__device__ __forceinline__ void products_add(i32 (&d)[64], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
-    asm volatile(
-        "{.reg .pred keep; .reg .b64 operand; setp.ne.b32 keep, %70, 0; mov.b64 operand, {%68, %69};\n"
-        "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {"
-        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
-        "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
-        "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-        "}, {%64,%65,%66,%67}, operand, keep;}"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]), "+r"(d[8]),
-          "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]),
-          "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]),
-          "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31]), "+r"(d[32]),
-          "+r"(d[33]), "+r"(d[34]), "+r"(d[35]), "+r"(d[36]), "+r"(d[37]), "+r"(d[38]), "+r"(d[39]), "+r"(d[40]),
-          "+r"(d[41]), "+r"(d[42]), "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47]), "+r"(d[48]),
-          "+r"(d[49]), "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]), "+r"(d[54]), "+r"(d[55]), "+r"(d[56]),
-          "+r"(d[57]), "+r"(d[58]), "+r"(d[59]), "+r"(d[60]), "+r"(d[61]), "+r"(d[62]), "+r"(d[63])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b | 128 / 16 << 16), "n"(OPERAND_STRIDE / 16), "n"(KEEP));
-}
-
 // Closes the group of products begun since the last call.
 __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Waits for all products, whose sums are in `d`.
-__device__ __forceinline__ void products_wait(i32 (&d)[16]) {
-    asm volatile("wgmma.wait_group.sync.aligned 0;"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]), "+r"(d[8]),
-          "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15])::"memory");
+// Waits until at most PENDING groups of products are unfinished; the sums of the finished ones are in `d`.
+template <int PENDING, int N>
+__device__ __forceinline__ void products_wait(i32 (&d)[N]) {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+    // No reader of the sums moves before the wait.
+#pragma unroll
+    for (int i = 0; i < N; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
 
-__device__ __forceinline__ void products_wait(i32 (&d)[32]) {
-    asm volatile("wgmma.wait_group.sync.aligned 0;"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]), "+r"(d[8]),
-          "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]),
-          "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]),
-          "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31])::"memory");
+// A warpgroup gives registers back, or takes what others gave: REGISTERS of each thread from here on, a multiple of 8.
+template <int REGISTERS>
+__device__ __forceinline__ void release_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
-__device__ __forceinline__ void products_wait(i32 (&d)[48]) {
-    asm volatile("wgmma.wait_group.sync.aligned 0;"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]), "+r"(d[8]),
-          "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]),
-          "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]),
-          "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31]), "+r"(d[32]),
-          "+r"(d[33]), "+r"(d[34]), "+r"(d[35]), "+r"(d[36]), "+r"(d[37]), "+r"(d[38]), "+r"(d[39]), "+r"(d[40]),
-          "+r"(d[41]), "+r"(d[42]), "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47])::"memory");
-}
-
-__device__ __forceinline__ void products_wait(i32 (&d)[64]) {
-    asm volatile("wgmma.wait_group.sync.aligned 0;"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]), "+r"(d[8]),
-          "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]),
-          "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]),
-          "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31]), "+r"(d[32]),
-          "+r"(d[33]), "+r"(d[34]), "+r"(d[35]), "+r"(d[36]), "+r"(d[37]), "+r"(d[38]), "+r"(d[39]), "+r"(d[40]),
-          "+r"(d[41]), "+r"(d[42]), "+r"(d[43]), "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47]), "+r"(d[48]),
-          "+r"(d[49]), "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]), "+r"(d[54]), "+r"(d[55]), "+r"(d[56]),
-          "+r"(d[57]), "+r"(d[58]), "+r"(d[59]), "+r"(d[60]), "+r"(d[61]), "+r"(d[62]), "+r"(d[63])::"memory");
+template <int REGISTERS>
+__device__ __forceinline__ void claim_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
 // What was copied to shared memory, and is seen by this thread, is there for the products that follow.

@@ -32,7 +32,13 @@ struct Lifetime {
 
 /// Plans the arena: values in order of birth, each at the lowest offset free for its whole life.
 pub fn plan(program: &Program) -> ArenaPlan {
-    let lifetimes = lifetimes(program);
+    plan_keeping(program, &|node| node)
+}
+
+/// The same for a backend that runs some nodes as one: what node `n` reads keeps its place until node `until(n)` has ended, so
+/// that nothing written by then lies there.
+pub fn plan_keeping(program: &Program, until: &dyn Fn(usize) -> usize) -> ArenaPlan {
+    let lifetimes = lifetimes(program, until);
     let mut offsets = vec![0; lifetimes.len()];
     let mut total = 0;
     for id in 0..lifetimes.len() {
@@ -55,7 +61,7 @@ pub fn plan(program: &Program) -> ArenaPlan {
     ArenaPlan { offsets, bytes: total }
 }
 
-fn lifetimes(program: &Program) -> Vec<Lifetime> {
+fn lifetimes(program: &Program, until: &dyn Fn(usize) -> usize) -> Vec<Lifetime> {
     let end = program.nodes().len();
     let mut lifetimes: Vec<Lifetime> = program
         .values()
@@ -72,7 +78,8 @@ fn lifetimes(program: &Program) -> Vec<Lifetime> {
             (life.first, life.last) = (index, index);
         }
         for read in node.op.reads() {
-            lifetimes[read.0 as usize].last = index;
+            let life = &mut lifetimes[read.0 as usize];
+            life.last = life.last.max(until(index));
         }
     }
     for output in program.outputs() {
@@ -107,6 +114,8 @@ mod tests {
         // The start value lives throughout; the chain needs two more places.
         assert_eq!(plan.bytes, 3 * one);
         assert!(plan.offsets.iter().all(|offset| offset % ALIGNMENT == 0));
+        // With everything read until the next node has ended, it needs three.
+        assert_eq!(plan_keeping(&program, &|node| node + 1).bytes, 4 * one);
         let tapped = program.tapped();
         assert_eq!(super::plan(&tapped).bytes, tapped.values().len() * one);
     }
@@ -116,7 +125,7 @@ mod tests {
         for case in crate::conformance::cases().unwrap() {
             for step in &case.steps {
                 let program = &step.program;
-                let (plan, lives) = (plan(program), lifetimes(program));
+                let (plan, lives) = (plan(program), lifetimes(program, &|node| node));
                 for (a, left) in lives.iter().enumerate() {
                     assert!(plan.offsets[a] + left.bytes <= plan.bytes);
                     for (b, right) in lives.iter().enumerate().skip(a + 1) {

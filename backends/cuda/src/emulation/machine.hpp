@@ -412,6 +412,7 @@ inline void copy_async(void* shared, const void* source, bool valid) {
     if (valid) memcpy(shared, source, 16);
     else memset(shared, 0, 16);
 }
+inline void copy_async(SharedAddress target, const void* source) { memcpy(target, source, 16); }
 inline void commit_copies() {}
 template <int PENDING>
 inline void wait_copies() {}
@@ -438,8 +439,12 @@ inline void products_add(i32 (&d)[N], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
     }
 }
 inline void products_commit() {}
-template <int N>
+template <int PENDING, int N>
 inline void products_wait(i32 (&)[N]) {}
+template <int REGISTERS>
+inline void release_registers() {}
+template <int REGISTERS>
+inline void claim_registers() {}
 inline void publish_operands() {}
 template <int BYTES>
 inline void copy_bytes_async(void* shared, const void* source) { memcpy(shared, source, BYTES); }

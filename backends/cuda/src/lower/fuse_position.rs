@@ -9,8 +9,12 @@ use crate::inputs::Field;
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 
-/// Threads per CTA.
-const THREADS: u32 = 256;
+/// Most threads per CTA.
+const MAX_THREADS: u32 = 256;
+/// Elements of a head that a thread takes.
+const PART: u32 = 8;
+/// Heads that a thread takes (`HEADS`).
+const HEADS: u32 = 4;
 
 /// `struct RopeKvWriteArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -42,7 +46,7 @@ fn rotate_and_store(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, 
         return Ok(0);
     }
     let angles = rotation(lowering, first)?;
-    if angles != rotation(lowering, second)? {
+    if angles != rotation(lowering, second)? || !angles.splits_into(PART) {
         return Ok(0);
     }
     let mut kv = kv_write_args(lowering, third, (*stored, *v), *layer)?;
@@ -57,9 +61,13 @@ fn rotate_and_store(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, 
         reserved: 0,
     };
     let label = format!("{}+{}+{}", first.label, second.label, third.label);
-    let width = args.q_width + kv.width;
-    let grid = [width.div_ceil(THREADS), lowering.grid_rows(first, RowSet::Tokens)?, 1];
-    lowering.launch(Launch::grid(&label, "rope_kv_write_f32_f16", grid, [THREADS, 1, 1], 0, &args));
+    let groups = |width: u32| (width / angles.head_dim).div_ceil(HEADS);
+    // A token's threads share a CTA where they can; whole warps of it.
+    let threads = (groups(args.q_width) + groups(kv.width)) * (angles.head_dim / PART);
+    let columns = threads.div_ceil(MAX_THREADS);
+    let block = threads.div_ceil(columns).next_multiple_of(32);
+    let grid = [columns, lowering.grid_rows(first, RowSet::Tokens)?, 1];
+    lowering.launch(Launch::grid(&label, "rope_kv_write_f32_f16", grid, [block, 1, 1], 0, &args));
     Ok(3)
 }
 
@@ -69,6 +77,6 @@ pub(super) fn units() -> Vec<Unit> {
         "rope_kv_write",
         "rope_kv_write.cu",
         include_str!("../../../../cuda/rope_kv_write.cu"),
-        vec![Kernel::of::<RopeKvWriteArgs>("rope_kv_write_f32_f16", THREADS)],
+        vec![Kernel::of::<RopeKvWriteArgs>("rope_kv_write_f32_f16", MAX_THREADS)],
     )]
 }

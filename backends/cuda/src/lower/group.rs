@@ -7,9 +7,7 @@
 use bytemuck::{Pod, Zeroable};
 use worker_orcd_core::{BackendError, DType, Op, RowSet, SwiGluKind, ValueId, WeightSpec};
 
-use super::linear::{
-    self, ActivationArgs, CODE_BYTES, SUM_BYTES, format_unit_of, kernel_name, product_shape,
-};
+use super::linear::{self, ActivationArgs, CODE_BYTES, format_unit_of, kernel_name, product_shape};
 use super::moe::{self, MoeLinearArgs, RoutingArgs};
 use super::single::gate_args;
 use super::{DeviceWeight, Lowering, Rule, output};
@@ -17,19 +15,20 @@ use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{WeightArgs, is_plain};
 
-/// Columns up to which the other shapes are used: with fewer, experts have too few pairs to fill a CTA. Tests on the emulated
-/// machine come to these kernels sooner.
-pub(super) const LEAST_COLUMNS: u32 = if cfg!(test) { 128 } else { 512 };
+/// Columns up to which the other shapes are used: weights that stream through shared memory are read faster. Tests on the
+/// emulated machine come to the sweeps of older devices as well.
+pub(super) const LEAST_COLUMNS: u32 = if cfg!(test) { 128 } else { 64 };
 /// Row tiles of a CTA.
 pub(super) const TILES: u32 = 6;
 /// Most columns of a CTA.
 pub(super) const COLUMNS: u32 = 128;
 /// Columns that are multiplied at a time: what a CTA takes is a multiple.
 const PIECE_COLUMNS: u32 = 32;
-/// Threads of a CTA.
-const THREADS: u32 = 384;
-/// Stages in shared memory, of two blocks each.
+/// Threads of a CTA: three warpgroups multiply, one copies.
+const THREADS: u32 = 512;
+/// Stages in shared memory, and blocks of each.
 const STAGES: u32 = 4;
+const BLOCKS: u32 = 2;
 /// The capability they are for.
 const CAPABILITY: u32 = 90;
 /// Products of one launch.
@@ -99,36 +98,40 @@ pub(super) const GATED: Rule = Rule { name: "group.gated", apply: gated };
 
 /// `sizeof(GroupShared)`.
 const fn shared_bytes(dtype: DType) -> u32 {
+    let supers = dtype.block_elements() == 256;
     let minimum = matches!(dtype, DType::Q4_1 | DType::Q5_1 | DType::Q2_K | DType::Q4_K | DType::Q5_K);
-    let sums = if minimum { SUM_BYTES } else { size_of::<f32>() };
-    // Of each lane; the scales of non-super-blocks once per four lanes. What a format lacks still takes 16 bytes a stage.
+    // Of a row tile and block, or super-block; what a format lacks still takes 16 bytes of a tile.
     let codes = match dtype {
-        DType::Q8_0 => 16,
-        DType::Q2_K | DType::Q3_K => 4,
-        _ => 8,
+        DType::Q8_0 => 1024,
+        DType::Q2_K | DType::Q3_K => 256,
+        _ => 512,
     };
     let high = match dtype {
-        DType::Q5_0 | DType::Q5_1 | DType::Q5_K | DType::Q3_K | DType::Q6_K => 8 * THREADS,
+        DType::Q6_K => 256 * BLOCKS,
+        DType::Q5_0 | DType::Q5_1 | DType::Q5_K | DType::Q3_K => 128 * BLOCKS,
         _ => 16,
     };
     let scales = match dtype {
-        DType::Q4_1 | DType::Q5_1 => 4 * THREADS,
-        DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K => 16,
-        _ => 2 * THREADS,
+        DType::Q4_1 | DType::Q5_1 => 128 * BLOCKS,
+        DType::MXFP4 => 32 * BLOCKS,
+        _ if supers => 16,
+        _ => 64 * BLOCKS,
     };
-    let activations = 2 * COLUMNS * (CODE_BYTES + sums) as u32;
-    // Two barriers of 8 bytes each.
-    let stage = activations + 2 * THREADS * codes + high + scales + 16;
-    let record = match dtype {
-        DType::Q2_K => (16 + 4) * THREADS,
-        DType::Q6_K => (16 + 2) * THREADS,
-        DType::Q3_K | DType::Q4_K | DType::Q5_K => 16 * THREADS + 16,
-        _ => 32,
+    let record = if supers { 512 } else { 16 };
+    let super_scales = match dtype {
+        DType::Q2_K => 128,
+        DType::Q6_K => 64,
+        _ => 16,
     };
-    // A sum for each output, and two words a column.
+    let sums = if minimum { 3 } else { 1 } * size_of::<f32>() as u32;
+    let activations = BLOCKS * COLUMNS * (CODE_BYTES as u32 + sums);
+    let stage = activations + TILES * (BLOCKS * codes + high + scales);
+    // A sum for each output, four addresses for each tile, two barriers for each stage, two words for each column.
     STAGES * stage
-        + record
+        + TILES * (record + super_scales)
         + TILES * 32 * COLUMNS * size_of::<f32>() as u32
+        + TILES * 4 * 8
+        + STAGES * 2 * 8
         + 2 * COLUMNS * size_of::<u32>() as u32
 }
 

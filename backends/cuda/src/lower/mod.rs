@@ -108,6 +108,7 @@ pub(crate) struct Rule {
 /// Fusing rules in order of preference.
 pub(crate) const RULES: &[Rule] = &[
     fuse_router::NORM_AND_CHOOSE,
+    fuse_router::PRODUCT_AND_CHOOSE,
     single::GATED,
     single::PRODUCTS,
     single::PLAIN_NORMED,
@@ -122,6 +123,7 @@ pub(crate) const RULES: &[Rule] = &[
     linear::SHARE_INPUT,
     linear::ADD_RESIDUAL,
     moe::SHARE_INPUT,
+    elementwise::COMBINE_AND_ADD,
 ];
 
 /// Every compilation unit of every operation, and those that repack weights.
@@ -150,10 +152,11 @@ pub(crate) fn units() -> Vec<Unit> {
 }
 
 /// Where the activations of `program` live. Steps of one token, whose fused kernels read and write what several nodes
-/// would, give every value a place of its own; it is small.
+/// would, give every value a place of its own; it is small. In other steps what fused kernels read throughout stays until the
+/// last node they take.
 pub(crate) fn activation_plan(program: &Program) -> ArenaPlan {
     if program.shape().tokens > 1 {
-        return arena::plan(program);
+        return arena::plan_keeping(program, &|index| elementwise::reads_until(program, index));
     }
     let mut bytes = 0;
     let offsets = program
@@ -508,10 +511,14 @@ impl<'a> Lowering<'a> {
     /// Whether nothing but the next reader sees `value`: it is no declared output and is read once. A rule may then
     /// leave it unwritten.
     pub(crate) fn is_private(&self, value: ValueId) -> bool {
-        let readers =
-            self.program.nodes().iter().flat_map(|node| node.op.reads()).filter(|read| *read == value);
-        readers.count() == 1 && !self.program.outputs().contains(&value)
+        is_private(self.program, value)
     }
+}
+
+/// Whether `value` is no declared output and read once.
+fn is_private(program: &Program, value: ValueId) -> bool {
+    let readers = program.nodes().iter().flat_map(|node| node.op.reads()).filter(|read| *read == value);
+    readers.count() == 1 && !program.outputs().contains(&value)
 }
 
 /// The forms in which a value is read.

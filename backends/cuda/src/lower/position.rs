@@ -16,10 +16,17 @@ const THREADS: u32 = 256;
 #[repr(C)]
 pub(super) struct RotationArgs {
     table: DevicePtr,
-    head_dim: u32,
+    pub(super) head_dim: u32,
     rotated: u32,
     table_rows: u32,
     interleaved: u32,
+}
+
+impl RotationArgs {
+    /// Whether heads and their rotated parts are whole parts of so many elements.
+    pub(super) const fn splits_into(&self, part: u32) -> bool {
+        self.head_dim >= part && self.head_dim.is_multiple_of(part) && self.rotated.is_multiple_of(part)
+    }
 }
 
 /// `struct RopeArgs`.

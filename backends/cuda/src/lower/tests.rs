@@ -132,10 +132,10 @@ fn kernel_counts(prefix: &str) -> HashMap<String, usize> {
 
 #[test]
 fn norms_write_the_records_their_products_read_unless_tapped_values_are_floats_too() {
-    // Two layers with two norms each, and the last.
-    for prefix in ["block(Llama,Q4_K)", "block(Experts,MXFP4)"] {
+    // Two layers with two norms each, of which routers take one, and the last.
+    for (prefix, norms) in [("block(Llama,Q4_K)", 5), ("block(Experts,MXFP4)", 3)] {
         let counts = kernel_counts(prefix);
-        assert_eq!(counts.get("rms_norm_quantize_f32"), Some(&5), "{prefix}: {counts:?}");
+        assert_eq!(counts.get("rms_norm_quantize_f32"), Some(&norms), "{prefix}: {counts:?}");
         assert_eq!(counts.get("rms_norm_f32"), None, "{prefix}: {counts:?}");
     }
     assert_eq!(kernel_counts("block(Gpt2,F16)").get("rms_norm_quantize_f32"), None);
@@ -171,8 +171,9 @@ fn a_router_its_product_and_its_norm_are_one_launch_for_few_tokens() {
     let mut few = 0;
     for (step, lowered) in case.steps.iter().zip(lowered(&case, DEVICES[2])) {
         let expected = if step.program.shape().tokens <= 16 { 2 } else { 0 };
-        let fused = lowered.launches.iter().filter(|launch| launch.kernel == "router_norm_f32").count();
-        assert_eq!(fused, expected, "{:?}", step.program.shape());
+        let count = |name: &str| lowered.launches.iter().filter(|launch| launch.kernel == name).count();
+        assert_eq!(count("router_norm_f32"), expected, "{:?}", step.program.shape());
+        assert_eq!(count("router_normed4_f32"), 2 - expected, "{:?}", step.program.shape());
         few += expected;
     }
     assert!(few > 0, "no step of the case has few tokens");
@@ -186,6 +187,9 @@ fn expert_layers_fuse_for_few_tokens_and_stay_apart_when_tapped() {
     for (step, lowered) in case.steps.iter().zip(lowered(&case, DEVICES[2])) {
         let tokens = step.program.shape().tokens;
         let count = |name: &str| lowered.launches.iter().filter(|launch| launch.kernel == name).count();
+        if tokens > 1 {
+            assert_eq!((count("moe_combine_f32"), count("add_f32")), (2, 0), "{tokens} tokens");
+        }
         let gated =
             ["moe_linear_stream_gated8_f32_mxfp4", "moe_linear_stream_gated_twin16_f32_mxfp4"].map(count);
         if (2..=64).contains(&tokens) {
@@ -199,4 +203,5 @@ fn expert_layers_fuse_for_few_tokens_and_stay_apart_when_tapped() {
     assert!(few > 0, "no step of the case has few tokens");
     let tapped = kernel_counts("block(Experts,MXFP4,tapped)");
     assert_eq!((tapped.get("swiglu_f32"), tapped.get("moe_combine_f32")), (Some(&2), Some(&2)));
+    assert!(tapped.get("add_f32") >= Some(&2), "{tapped:?}");
 }

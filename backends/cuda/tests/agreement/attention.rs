@@ -3,12 +3,13 @@
 
 use worker_orcd_core::{
     Backend, DType, KvElement, KvGroup, KvLayer, KvLayout, Op, PlanId, ProgramBuilder, RopeStyle, StepInputs,
-    ValueId, WeightId, WeightSpec,
+    StepOutputs, ValueId, WeightId, WeightSpec,
 };
 
-use super::{Open, VOCABULARY, bits, loaded, program, some_tokens};
+use super::{Open, VOCABULARY, loaded, output_bits, program, some_tokens};
 
 const BLOCK: usize = 4;
+const LAYER: KvLayer = KvLayer { group: 0, index: 0 };
 
 /// A layer's attention as the models record it.
 #[derive(Clone, Copy, Debug)]
@@ -64,14 +65,24 @@ fn prepared(open: Open<'_>, shape: &Shape, tokens: usize) -> (Box<dyn Backend>, 
 }
 
 fn record(builder: &mut ProgramBuilder<'_>, shape: &Shape) -> ValueId {
+    let [q, _] = rotated(builder, shape);
+    mixed(builder, shape, q)
+}
+
+/// Queries and keys, rotated; the cache holds the keys.
+fn rotated(builder: &mut ProgramBuilder<'_>, shape: &Shape) -> [ValueId; 2] {
     let (heads, num_kv_heads, head_dim) = (shape.heads, shape.num_kv_heads, shape.head_dim);
-    let layer = KvLayer { group: 0, index: 0 };
     let [q, k, v] = [0, 1, 2].map(|id| builder.embed(format!("x{id}"), WeightId(id)).unwrap());
     let q = builder.rope("q", q, WeightId(3), (heads, head_dim), shape.style).unwrap();
     let k = builder.rope("k", k, WeightId(3), (num_kv_heads, head_dim), shape.style).unwrap();
-    builder.kv_write("kv", k, v, layer).unwrap();
-    let (window, sinks) = (shape.window, shape.sinks.then_some(WeightId(4)));
-    let op = Op::Attention { q, layer, heads, num_kv_heads, head_dim, scale: 3.0, window, sinks };
+    builder.kv_write("kv", k, v, LAYER).unwrap();
+    [q, k]
+}
+
+fn mixed(builder: &mut ProgramBuilder<'_>, shape: &Shape, q: ValueId) -> ValueId {
+    let &Shape { heads, num_kv_heads, head_dim, window, .. } = shape;
+    let sinks = shape.sinks.then_some(WeightId(4));
+    let op = Op::Attention { q, layer: LAYER, heads, num_kv_heads, head_dim, scale: 3.0, window, sinks };
     let mixed = builder.attention("mix", op).unwrap();
     if shape.product { builder.linear("o", mixed, WeightId(5), None).unwrap() } else { mixed }
 }
@@ -84,6 +95,12 @@ fn compile(backend: &mut dyn Backend, specs: &[WeightSpec], shape: &Shape, steps
 
 /// Bits of the step that takes `tokens` at `positions`.
 fn step(backend: &mut dyn Backend, plan: PlanId, tokens: &[u32], positions: &[u32], all: usize) -> Vec<u32> {
+    submit(backend, plan, tokens, positions, all);
+    output_bits(backend)
+}
+
+/// Starts the step that takes `tokens` at `positions`.
+fn submit(backend: &mut dyn Backend, plan: PlanId, tokens: &[u32], positions: &[u32], all: usize) {
     // Blocks lie backwards, so that no position is its own slot.
     let blocks = all.div_ceil(BLOCK) as u32;
     let table: Vec<u32> = (0..blocks).rev().collect();
@@ -99,7 +116,7 @@ fn step(backend: &mut dyn Backend, plan: PlanId, tokens: &[u32], positions: &[u3
         sampling: &[],
         penalty_tokens: &[],
     };
-    bits(backend, plan, &inputs)
+    backend.submit(plan, &inputs).unwrap();
 }
 
 /// Bits of `all` tokens, `chunk` at a time.
@@ -110,6 +127,45 @@ fn in_chunks(open: Open<'_>, shape: &Shape, all: usize, chunk: usize) -> Vec<u32
     let steps = some_tokens(all);
     let steps = steps.chunks(chunk).zip(positions.chunks(chunk));
     steps.flat_map(|(tokens, positions)| step(backend.as_mut(), plan, tokens, positions, all)).collect()
+}
+
+/// Tokens of a step below, the last of them padding.
+const TOKENS: usize = 19;
+
+/// Queries and what attention makes of them, rotated and stored in one launch and, as the rotated keys are put out too, in
+/// three.
+pub(crate) fn rotations_agree_fused_and_apart_in_every_bit(open: Open<'_>, _: &[usize]) {
+    let shapes = [
+        Shape { heads: 5, num_kv_heads: 1, rotated: 48, ..PLAIN },
+        Shape { heads: 18, num_kv_heads: 6, head_dim: 96, rotated: 96, ..PLAIN },
+        Shape { style: RopeStyle::Interleaved, rotated: 32, ..PLAIN },
+        Shape { heads: 64, num_kv_heads: 8, ..PLAIN },
+        // Heads of no whole parts stay apart.
+        Shape { heads: 4, head_dim: 32, rotated: 20, ..PLAIN },
+    ];
+    for shape in shapes {
+        let [fused, apart] = [false, true].map(|apart| {
+            let (mut backend, specs) = prepared(open, &shape, TOKENS);
+            let outputs = |builder: &mut ProgramBuilder<'_>| {
+                let [q, k] = rotated(builder, &shape);
+                builder.output(q);
+                if apart {
+                    builder.output(k);
+                }
+                mixed(builder, &shape, q)
+            };
+            let plan = backend.compile(&[program(&specs, TOKENS, outputs)]).unwrap()[0];
+            let (tokens, positions) = (some_tokens(TOKENS - 1), (0..TOKENS as u32 - 1).collect::<Vec<_>>());
+            submit(backend.as_mut(), plan, &tokens, &positions, TOKENS);
+            let mut outputs = StepOutputs::default();
+            backend.wait(&mut outputs).unwrap();
+            let last = outputs.values.len() - 1;
+            assert_eq!(last, if apart { 2 } else { 1 });
+            [0, last].map(|index| outputs.f32(index).iter().map(|value| value.to_bits()).collect::<Vec<_>>())
+        });
+        assert!(fused[0] == apart[0], "{shape:?}: queries");
+        assert!(fused[1] == apart[1], "{shape:?}: what the cache holds");
+    }
 }
 
 /// Whole prompts and chunks of them.

@@ -49,6 +49,11 @@ fn program(
 /// Bits of a step's output.
 fn bits(backend: &mut dyn Backend, plan: PlanId, inputs: &StepInputs<'_>) -> Vec<u32> {
     backend.submit(plan, inputs).unwrap();
+    output_bits(backend)
+}
+
+/// Bits of the first output of the step under way.
+fn output_bits(backend: &mut dyn Backend) -> Vec<u32> {
     let mut outputs = StepOutputs::default();
     backend.wait(&mut outputs).unwrap();
     outputs.f32(0).iter().map(|value| value.to_bits()).collect()
@@ -59,11 +64,13 @@ macro_rules! agreement_tests {
     ($check:path) => {
         agreement::agreement_tests! { $check;
             products:
-                linear_shapes_agree_in_every_bit moe_linear_shapes_agree_in_every_bit
+                linear_shapes_agree_in_every_bit moe_linear_shapes_agree_in_every_bit router_shapes_agree_in_every_bit
+                normed_router_shapes_agree_in_every_bit
                 expert_layers_agree_in_every_bit gated_layers_agree_in_every_bit
                 fused_single_steps_agree_with_batches_in_every_bit prefill_steps_agree_with_single_ones_in_every_bit;
             attention:
-                attention_shapes_agree_in_every_bit single_steps_deep_in_a_context_have_the_prompts_bits;
+                attention_shapes_agree_in_every_bit rotations_agree_fused_and_apart_in_every_bit
+                single_steps_deep_in_a_context_have_the_prompts_bits;
         }
     };
     ($check:path; $($family:ident: $($name:ident)*;)*) => {

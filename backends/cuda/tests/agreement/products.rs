@@ -97,6 +97,60 @@ pub(crate) fn moe_linear_shapes_agree_in_every_bit(open: Open<'_>, wide: &[usize
     }
 }
 
+/// Routers: slices of nothing, one and two quads, and of more than a CTA holds; experts that end inside a row tile and in a
+/// second group of tiles, with and without bias.
+pub(crate) fn router_shapes_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
+    for (cols, experts, top_k, bias) in
+        [(100, 7, 4, None), (3300, 32, 4, Some(WeightId(3))), (164, 40, 6, None)]
+    {
+        let specs = [
+            WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
+            WeightSpec::matrix("router", DType::F32, experts, cols),
+            WeightSpec::experts("experts", DType::F32, experts, 8, cols),
+            WeightSpec::vector("router.bias", 1, experts),
+        ];
+        for chosen in [false, true] {
+            let name = format!("{experts} experts of {cols}, chosen: {chosen}");
+            agree(open, &name, &specs, &[&[2, 9, 17, 70][..], wide].concat(), |builder| {
+                let x = builder.embed("x", WeightId(0)).unwrap();
+                let logits = builder.linear("logits", x, WeightId(1), bias).unwrap();
+                let (ids, weights) = builder.router("router", logits, top_k).unwrap();
+                let products = builder.moe_linear("products", x, ids, WeightId(2), None).unwrap();
+                let sum = builder.moe_combine("sum", products, weights).unwrap();
+                if chosen { sum } else { logits }
+            });
+        }
+    }
+}
+
+/// Routers behind a norm, which others read as floats and as records.
+pub(crate) fn normed_router_shapes_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
+    for (dtype, cols, experts) in [(DType::Q8_0, 3328, 40), (DType::F32, 96, 7)] {
+        let specs = [
+            WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
+            WeightSpec::vector("norm", 1, cols),
+            WeightSpec::matrix("router", DType::F32, experts, cols),
+            WeightSpec::vector("router.bias", 1, experts),
+            WeightSpec::experts("experts", dtype, experts, 32, cols),
+            WeightSpec::experts("floats", DType::F32, experts, 8, cols),
+            WeightSpec::matrix("spread", DType::F32, 32, 8),
+        ];
+        agree(open, dtype.name(), &specs, &[&[2, 9, 17, 70][..], wide].concat(), |builder| {
+            let x = builder.embed("x", WeightId(0)).unwrap();
+            let normed = builder.rms_norm("norm", x, WeightId(1), 1e-5).unwrap();
+            let logits = builder.linear("logits", normed, WeightId(2), Some(WeightId(3))).unwrap();
+            let (ids, weights) = builder.router("router", logits, 5).unwrap();
+            let of_records = builder.moe_linear("of_records", normed, ids, WeightId(4), None).unwrap();
+            let of_floats = builder.moe_linear("of_floats", normed, ids, WeightId(5), None).unwrap();
+            let [first, second] = [("first", of_records), ("second", of_floats)]
+                .map(|(label, products)| builder.moe_combine(label, products, weights).unwrap());
+            builder.gelu("later", x).unwrap();
+            let second = builder.linear("spread", second, WeightId(6), None).unwrap();
+            builder.add("both", first, second).unwrap()
+        });
+    }
+}
+
 /// The second half of a layer of experts, as the models record it: few experts that all have many tokens, and many of which
 /// some have none.
 pub(crate) fn expert_layers_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
