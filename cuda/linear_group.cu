@@ -8,7 +8,7 @@
 //   product: grid x: ceil(row tiles / 6) of each weight, one after the other.
 //   gated:   grid x: ceil(row tiles / 3). A row tile is a block of the records.
 // Bound by the scaling. The bits are those of linear.cu, swiglu.cu and linear_quantize.cu.
-#include "common/group_product.cuh"
+#include "common/group_gated.cuh"
 
 struct LinearGroupPart {
     Weight weight;

@@ -7,7 +7,7 @@
 // moe_linear_route; grid (column groups, row groups of 6 tiles, gated: 3, experts), so that CTAs that read the same rows are
 // neighbours; fuller experts loop. 512 threads, GroupShared of shared memory. Bound by the scaling. The bits are those of
 // moe_linear.cu, swiglu.cu and linear_quantize.cu.
-#include "common/group_product.cuh"
+#include "common/group_gated.cuh"
 #include "common/moe_linear_args.cuh"
 
 // The places of an expert's pairs among the sorted ones, as this CTA takes them.

@@ -1,9 +1,9 @@
 // moe_linear for steps of 2 to 64 tokens whose activations fit into shared memory (common/batch.cuh).
 //
-// Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id>, -DRING_BYTES_8=<size>, -DRING_BYTES_16=<size> and a name for
-// each kernel.
-//   stream, 8, 16: y[t][k] = weight[e] x + bias[e] with e = experts[t][k].
-//   gated, 8, 16:  activation records of swiglu(Wg[e] x + bg[e], Wu[e] x + bu[e]), a row tile being a block of them.
+// Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id>, -DRING_BYTES_8=<size>, -DRING_BYTES_TWIN_16=<size> and a name
+// for each kernel.
+//   stream, 8, twin 16: y[t][k] = weight[e] x + bias[e] with e = experts[t][k].
+//   gated, 8, twin 16:  activation records of swiglu(Wg[e] x + bg[e], Wu[e] x + bu[e]), a row tile being a block of them.
 // x: activations made before, one row per token or per pair. Every CTA finds the pairs of all experts and cuts them into
 // groups of 8 or 16; it takes an equal share of all groups' row tiles. Grid: as many CTAs as stay resident; 256 or 512
 // threads, `BatchMemory` and `PairGroups` of dynamic shared memory. Reads each touched expert once from memory, again
@@ -16,7 +16,10 @@
 #include "common/product.cuh"
 #include "common/quantize_warp.cuh"
 
-static_assert(BatchMemory<WEIGHT_FORMAT, 1>::RING == RING_BYTES_8 && BatchMemory<WEIGHT_FORMAT, 2>::RING == RING_BYTES_16,
+// One team and 8 columns, of which two CTAs share a multiprocessor; two teams and 16 columns have it alone.
+typedef BatchMemory<WEIGHT_FORMAT, 1, 8> Memory8;
+typedef BatchMemory<WEIGHT_FORMAT, 2, 16> MemoryTwin16;
+static_assert(Memory8::RING == RING_BYTES_8 && MemoryTwin16::RING == RING_BYTES_TWIN_16,
               "host and device disagree on the rings' size");
 
 struct MoeLinearStreamArgs {
@@ -45,23 +48,20 @@ struct MoeLinearStreamGatedArgs {
 };
 
 // A CTA's share of the tasks of all groups: what both operations have in common. `PASSES` weights of `row_tiles` tiles.
-template <int TEAMS, int PASSES, class WeightOf, class Load, class Finish>
+template <class M, int PASSES, class WeightOf, class Load, class Finish>
 __device__ __forceinline__ void multiply_pairs(const Weight& shape, const Activations& x, const Routing& routing, bool early,
                                                const WeightOf& weight_of, const Load& load, const Finish& finish) {
-    using M = BatchMemory<WEIGHT_FORMAT, TEAMS>;
     const u32 blocks = shape.blocks;
     const u32 row_tiles = shape.row_tiles;
     const M memory(blocks);
     PairGroups& pairs = *(PairGroups*)memory.rest;
-    static_assert(sizeof(PairCounts) <= SLICES * TEAMS * M::COLUMNS * 32 * sizeof(float), "counts take the sums' place");
+    static_assert(sizeof(PairCounts) <= SLICES * M::TEAMS * M::COLUMNS * 32 * sizeof(float), "counts take the sums' place");
     const u32 tokens = *routing.tokens;
     if (!early) wait_for_previous_kernel();
     const u32 groups = find_groups<M::THREADS>(routing, tokens, M::COLUMNS, pairs, *(PairCounts*)memory.partial);
-    const u32 items = (row_tiles + TEAMS - 1) / TEAMS;
+    const u32 items = (row_tiles + M::TEAMS - 1) / M::TEAMS;
     const u32 tasks = groups * items;
-    const u32 lane = threadIdx.x % 32;
-    const u32 warp = threadIdx.x / 32;
-    batch_product<WEIGHT_FORMAT, TEAMS, PASSES>(
+    batch_product<WEIGHT_FORMAT, PASSES>(
         memory, blocks, (u32)((u64)blockIdx.x * tasks / gridDim.x), (u32)((u64)(blockIdx.x + 1) * tasks / gridDim.x), items,
         [&](u32 group, u32 tile, u32 pass) {
             const u64 first = (u64)pairs.group(group).expert * row_tiles;
@@ -73,13 +73,11 @@ __device__ __forceinline__ void multiply_pairs(const Weight& shape, const Activa
         },
         [&](u32 group) {
             const PairGroup own = pairs.group(group);
-            if (warp < own.count) {
-                const u32 row = activation_row(routing, pairs.order[own.first + warp]);
-                memory.copy_column(x.codes, x.sums, row, warp, blocks, lane);
-            }
+            memory.copy_columns(x.codes, x.sums, own.count, blocks,
+                                [&](u32 column) { return activation_row(routing, pairs.order[own.first + column]); });
             return own.count;
         },
-        [&](u32 group, u32 tile, u32 pass) {
+        [&](u32 group, u32 tile, u32 pass, u32) {
             return load((u64)pairs.group(group).expert, tile < row_tiles ? tile : row_tiles - 1, pass);
         },
         [&](float held, u32 group, u32 tile, u32 pass, u32 index, u32 column, float sum) {
@@ -88,10 +86,10 @@ __device__ __forceinline__ void multiply_pairs(const Weight& shape, const Activa
         });
 }
 
-template <int TEAMS>
+template <class M>
 __device__ __forceinline__ void moe_stream(const MoeLinearStreamArgs& args) {
     const u32 lane = threadIdx.x % 32;
-    multiply_pairs<TEAMS, 1>(
+    multiply_pairs<M, 1>(
         args.weight, args.x, args.routing, args.early != 0, [&](u32) -> const Weight& { return args.weight; },
         [&](u64 expert, u32 tile, u32) {
             const u32 output = tile * 32 + lane;
@@ -103,12 +101,12 @@ __device__ __forceinline__ void moe_stream(const MoeLinearStreamArgs& args) {
         });
 }
 
-template <int TEAMS>
+template <class M>
 __device__ __forceinline__ void moe_stream_gated(const MoeLinearStreamGatedArgs& args) {
     const u32 lane = threadIdx.x % 32;
     const u32 row_tiles = args.gate.row_tiles;
-    float gate[TEAMS];
-    multiply_pairs<TEAMS, 2>(
+    float gate[M::PER_WARP];
+    multiply_pairs<M, 2>(
         args.gate, args.x, args.routing, args.early != 0,
         [&](u32 pass) -> const Weight& { return pass == 0 ? args.gate : args.up; },
         [&](u64 expert, u32 tile, u32 pass) {
@@ -126,8 +124,7 @@ __device__ __forceinline__ void moe_stream_gated(const MoeLinearStreamGatedArgs&
         });
 }
 
-// Two CTAs of 8 columns share a multiprocessor, one of 16 has it alone.
-KERNEL(MOE_LINEAR_STREAM_8, MoeLinearStreamArgs, 256, 2) { moe_stream<1>(args); }
-KERNEL(MOE_LINEAR_STREAM_16, MoeLinearStreamArgs, 512, 1) { moe_stream<2>(args); }
-KERNEL(MOE_LINEAR_STREAM_GATED_8, MoeLinearStreamGatedArgs, 256, 2) { moe_stream_gated<1>(args); }
-KERNEL(MOE_LINEAR_STREAM_GATED_16, MoeLinearStreamGatedArgs, 512, 1) { moe_stream_gated<2>(args); }
+KERNEL(MOE_LINEAR_STREAM_8, MoeLinearStreamArgs, 256, 2) { moe_stream<Memory8>(args); }
+KERNEL(MOE_LINEAR_STREAM_TWIN_16, MoeLinearStreamArgs, 512, 1) { moe_stream<MemoryTwin16>(args); }
+KERNEL(MOE_LINEAR_STREAM_GATED_8, MoeLinearStreamGatedArgs, 256, 2) { moe_stream_gated<Memory8>(args); }
+KERNEL(MOE_LINEAR_STREAM_GATED_TWIN_16, MoeLinearStreamGatedArgs, 512, 1) { moe_stream_gated<MemoryTwin16>(args); }

@@ -2,8 +2,8 @@
 //
 // A team of eight warps multiplies one row tile at a time, each warp one slice of the contraction, its weights streaming
 // through a ring of its own. CTAs stay and take tile after tile of a list of tasks; the activations of their columns lie in
-// shared memory and are replaced only where the list goes on with other columns. A CTA has one team and 8 columns, or two
-// teams on neighbouring tiles and 16 columns: as many columns as warps.
+// shared memory and are replaced only where the list goes on with other columns. A CTA has one team and 8 or 16 columns, or
+// two teams on neighbouring tiles and 16 columns.
 //
 // Columns go by fours: the tensor cores' operand B holds the high and the low bytes of a column side by side, so that one
 // instruction makes both sums of four columns, and a step of few columns pays for four. Lane 4g + t gets the sums of column t
@@ -47,13 +47,16 @@ struct KeptSums {
 
 // Dynamic shared memory, `batch_bytes` in stream.rs: codes [block][column][64 bytes], sums [block][column], the warps' rings,
 // partial sums, and what the kernel adds.
-template <int FORMAT, int TEAMS>
+template <int FORMAT, int TEAMS_OF, int COLUMNS_OF>
 struct BatchMemory {
     using K = Chunk<FORMAT>;
-    static constexpr u32 COLUMNS = 8 * TEAMS;
+    static constexpr u32 TEAMS = TEAMS_OF;
+    static constexpr u32 COLUMNS = COLUMNS_OF;
     static constexpr u32 THREADS = 32 * SLICES * TEAMS;
-    // Chunks of a ring: as many as 6600 bytes hold, 4400 where two teams share the memory, but two: `ring_bytes`.
-    static constexpr u32 ROOM = (TEAMS == 1 ? 6600 : 4400) / K::BYTES;
+    // Columns whose sums a warp adds up.
+    static constexpr u32 PER_WARP = COLUMNS / 8;
+    // Chunks of a ring, at least two: as many as these bytes hold, `ring_bytes` in stream.rs.
+    static constexpr u32 ROOM = (COLUMNS == 8 ? 6600 : TEAMS == 1 ? 8800 : 4400) / K::BYTES;
     static constexpr u32 DEPTH = ROOM < 2 ? 2 : ROOM;
     static constexpr u32 RING = DEPTH * K::BYTES;
     // Distances between blocks.
@@ -75,7 +78,17 @@ struct BatchMemory {
         rest = (u8*)(partial + SLICES * TEAMS * COLUMNS * 32);
     }
 
-    // Puts the records of activation row `row` in place as column `column`; one warp. The caller waits for the copies.
+    // Puts the records of `count` activation rows in place, `row_of(column)`; all threads. The caller waits for the copies.
+    template <class RowOf>
+    __device__ __forceinline__ void copy_columns(const u8* from_codes, const ActivationSums* from_sums, u32 count, u32 blocks,
+                                                 const RowOf& row_of) const {
+#pragma unroll 1
+        for (u32 column = threadIdx.x / 32; column < count; column += THREADS / 32) {
+            copy_column(from_codes, from_sums, row_of(column), column, blocks, threadIdx.x % 32);
+        }
+    }
+
+    // The same for one; one warp.
     __device__ __forceinline__ void copy_column(const u8* from_codes, const ActivationSums* from_sums, u64 row, u32 column,
                                                 u32 blocks, u32 lane) const {
         const u8* source = from_codes + row * blocks * ACTIVATION_CODE_BYTES + lane * 16;
@@ -132,10 +145,10 @@ __device__ __forceinline__ void to_second_half(UnitScales& unit) {
     unit.words[PAIRS ? 2 : 1] = unit.words[3];
 }
 
-// Adds a block of all quads to `acc`, if it `counts`. `codes`, `sums`: of the block, this lane's part.
+// Adds a block of all quads to `acc`. `codes`, `sums`: of the block, this lane's part.
 template <int FORMAT, int QUADS>
 __device__ __forceinline__ void add_quads(const u32 (&upper)[4], const u32 (&lower)[4], const BlockScales<FORMAT>& scales,
-                                          const u8* codes, const u32* sums, bool counts, float (&acc)[QUADS][4]) {
+                                          const u8* codes, const u32* sums, float (&acc)[QUADS][4]) {
     using C = Codec<FORMAT>;
 #pragma unroll
     for (int q = 0; q < QUADS; ++q) {
@@ -155,25 +168,20 @@ __device__ __forceinline__ void add_quads(const u32 (&upper)[4], const u32 (&low
             for (int w = 0; w < 4; ++w) {
                 const i32 low = c[w / 2][w % 2 * 2 + 1] + (C::BIASED ? own.bias : 0);
                 const float sum = block_sum(c[w / 2][w % 2 * 2], low, own.scale);
-                const float added = fmaf(scales.code[part][w], sum, acc[q][w]);
-                if (counts) acc[q][w] = added;
+                acc[q][w] = fmaf(scales.code[part][w], sum, acc[q][w]);
             }
             if constexpr (C::MINIMUM) {
                 const float sum = part == 0 ? own.low_half : own.high_half;
 #pragma unroll
-                for (int w = 0; w < 4; ++w) {
-                    const float added = fmaf(scales.least[part][w], sum, acc[q][w]);
-                    if (counts) acc[q][w] = added;
-                }
+                for (int w = 0; w < 4; ++w) acc[q][w] = fmaf(scales.least[part][w], sum, acc[q][w]);
             }
         }
     }
 }
 
 // A warp's place in its ring and in the activations of its slice.
-template <int FORMAT, int TEAMS>
+template <int FORMAT, class M>
 struct BatchSlice {
-    using M = BatchMemory<FORMAT, TEAMS>;
     using K = Chunk<FORMAT>;
     const u8* ring;
     // Of the slice's first block and the first quad, this lane's part. A quad's 256 bytes of codes are read by a warp at
@@ -184,6 +192,28 @@ struct BatchSlice {
     u32 share;   // blocks of the slice
     u32 chunks;  // and chunks
     u32 from;    // the chunk of the ring that is next
+
+    // Adds `COUNT` blocks from block `first` of the chunk in `slot` on. `codes_at`, `sums_at`: activations of the chunk;
+    // `unit`: the super-block's sub-scales.
+    template <int QUADS, u32 COUNT>
+    __device__ __forceinline__ void add_blocks(const u8* slot, u32 first, const u8* codes_at, const u32* sums_at,
+                                               const UnitScales& unit, u32 lane, float (&acc)[QUADS][4]) const {
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) {
+            const u32 b = first + i;
+            const TileCodes raw = chunk_codes<FORMAT>(slot, b, lane);
+            u32 upper[4], lower[4];
+            fragments_by<FORMAT, 0>(tables, raw, upper);
+            fragments_by<FORMAT, 1>(tables, raw, lower);
+            BlockScales<FORMAT> scales;
+            if constexpr (K::C::SUPER) {
+                scales = block_scales<FORMAT>(unit, b);
+            } else {
+                scales = block_scales<FORMAT>(chunk_rows<FORMAT>(slot, b, lane), 0);
+            }
+            add_quads<FORMAT, QUADS>(upper, lower, scales, codes_at + b * M::CODES, sums_at + b * M::SUMS, acc);
+        }
+    }
 
     // Multiplies the slice of one row tile with `QUADS` quads. `copy_next()` fills the place of the chunk used last.
     template <int QUADS, class CopyNext>
@@ -209,17 +239,14 @@ struct BatchSlice {
                     to_second_half<FORMAT>(unit);
                 }
             }
-#pragma unroll
-            for (u32 b = 0; b < K::BLOCKS; ++b) {
-                const TileCodes raw = chunk_codes<FORMAT>(slot, b, lane);
-                u32 upper[4], lower[4];
-                fragments_by<FORMAT, 0>(tables, raw, upper);
-                fragments_by<FORMAT, 1>(tables, raw, lower);
-                if constexpr (!K::C::SUPER) unit = chunk_rows<FORMAT>(slot, b, lane);
-                const BlockScales<FORMAT> scales = block_scales<FORMAT>(unit, K::C::SUPER ? b : 0);
-                // Slices of super-blocks are whole chunks.
-                add_quads<FORMAT, QUADS>(upper, lower, scales, block_codes + b * M::CODES, block_sums + b * M::SUMS,
-                                         K::C::SUPER || b < live, acc);
+// Slices of super-blocks are whole chunks; the most common rest of other slices is worth code of its own.
+            if (K::C::SUPER || live >= K::BLOCKS) {
+                add_blocks<QUADS, K::BLOCKS>(slot, 0, block_codes, block_sums, unit, lane, acc);
+            } else if (K::BLOCKS == 4 && live == 3) {
+                add_blocks<QUADS, 3>(slot, 0, block_codes, block_sums, unit, lane, acc);
+            } else {
+#pragma unroll 1
+                for (u32 b = 0; b < live; ++b) add_blocks<QUADS, 1>(slot, b, block_codes, block_sums, unit, lane, acc);
             }
             block_codes += K::BLOCKS * M::CODES;
             block_sums += K::BLOCKS * M::SUMS;
@@ -253,19 +280,18 @@ __device__ __forceinline__ u32 partial_place(u32 row, u32 column) { return (row 
 
 // Works through tasks `begin` to `end`: `items` of each group of columns, each a row tile (with two teams a pair of them,
 // whose second may not exist) of `PASSES` weights one after the other.
-//   place_of(group, tile, pass)   the weight and row tile to multiply; some that exist where `tile` does not
-//   prepare()                     called when the first weights are on their way; everything that has to wait waits here
-//   open(group)                   copies a group's activations and returns its columns; without barriers
-//   load(group, tile, pass, item) what `finish` will need of memory, before a tile is multiplied
-//   finish(held, group, tile, pass, index, column, sum) is called by warps, for their row `lane` of live columns: the
-//                                 `index`-th of the warp, the same for all passes of a task
-template <int FORMAT, int TEAMS, int PASSES, class PlaceOf, class Prepare, class Open, class Load, class Finish>
-__device__ __forceinline__ void batch_product(const BatchMemory<FORMAT, TEAMS>& memory, u32 blocks, u32 begin, u32 end,
-                                              u32 items, const PlaceOf& place_of, const Prepare& prepare, const Open& open,
+//   place_of(group, tile, pass)      the weight and row tile to multiply; some that exist where `tile` does not
+//   prepare()                        called when the first weights are on their way; all that has to wait waits here
+//   open(group)                      copies a group's activations and returns its columns; without barriers
+//   load(group, tile, pass, column)  what `finish` will need of memory, before a tile is multiplied
+//   finish(held, group, tile, pass, index, column, sum)  is called by warps, for their row `lane` of their live columns:
+//                                    the `index`-th is `column` + 8 `index`, the same for all passes of a task
+template <int FORMAT, int PASSES, class M, class PlaceOf, class Prepare, class Open, class Load, class Finish>
+__device__ __forceinline__ void batch_product(const M& memory, u32 blocks, u32 begin, u32 end, u32 items,
+                                              const PlaceOf& place_of, const Prepare& prepare, const Open& open,
                                               const Load& load, const Finish& finish) {
     using C = Codec<FORMAT>;
     using K = Chunk<FORMAT>;
-    using M = BatchMemory<FORMAT, TEAMS>;
     if (begin >= end) {
         prepare();
         return;
@@ -277,7 +303,7 @@ __device__ __forceinline__ void batch_product(const BatchMemory<FORMAT, TEAMS>& 
     const u32 units = blocks / C::BLOCKS;
     const u32 first_unit = slice_begin(slice, units);
     const u32 first_block = first_unit * C::BLOCKS;
-    BatchSlice<FORMAT, TEAMS> own;
+    BatchSlice<FORMAT, M> own;
     own.ring = memory.rings + warp * M::RING;
     own.codes = memory.codes + first_block * M::CODES + lane / 8 * ACTIVATION_CODE_BYTES + lane % 4 * 16 + lane / 4 % 2 * 8;
     own.sums = memory.sums + first_block * M::SUMS + lane % 4 * KeptSums<FORMAT>::WORDS;
@@ -289,7 +315,7 @@ __device__ __forceinline__ void batch_product(const BatchMemory<FORMAT, TEAMS>& 
         u32 task, group, item, pass, chunk, to;
     } next = {begin, begin / items, begin % items, 0, 0, 0};
     const auto place = [&] {
-        const SinglePass pass = place_of(next.group, next.item * TEAMS + team, next.pass);
+        const SinglePass pass = place_of(next.group, next.item * M::TEAMS + team, next.pass);
         return CopyPlanes<FORMAT>(*pass.weight, pass.row_tile, first_unit, lane);
     };
     const SharedAddress target = shared_address(memory.rings + warp * M::RING + lane * 16);
@@ -311,7 +337,12 @@ __device__ __forceinline__ void batch_product(const BatchMemory<FORMAT, TEAMS>& 
                         ++next.group;
                     }
                 }
-                if (next.task < end) at = place();
+                if (next.task < end) {
+                    // The policy stays what it is, so that it need not be fetched anew for each copy.
+                    CopyPlanes<FORMAT> moved = place();
+                    moved.policy = at.policy;
+                    at = moved;
+                }
             }
         }
         commit_copies();
@@ -335,16 +366,17 @@ __device__ __forceinline__ void batch_product(const BatchMemory<FORMAT, TEAMS>& 
         const u32 quads = (columns + QUAD_COLUMNS - 1) / QUAD_COLUMNS;
 #pragma unroll 1
         for (; task < end && item < items; ++task, ++item) {
-            const u32 tile = item * TEAMS + team;
+            const u32 tile = item * M::TEAMS + team;
+            // Steps of few columns take turns at adding up.
+            const u32 first_column = (slice + item) % 8;
 #pragma unroll 1
             for (u32 pass = 0; pass < PASSES; ++pass) {
-                const auto held = load(group, tile, pass);
+                const auto held = load(group, tile, pass, first_column);
                 own.template multiply_quads<M::COLUMNS / QUAD_COLUMNS>(quads, lane, copy_next, stored);
                 __syncthreads();
 #pragma unroll
-                for (u32 index = 0; index < TEAMS; ++index) {
-                    // Steps of few columns take turns at this.
-                    const u32 column = (slice + item) % 8 + 8 * index;
+                for (u32 index = 0; index < M::PER_WARP; ++index) {
+                    const u32 column = first_column + 8 * index;
                     if (column >= columns) continue;
                     const float* of_column = sums_of_team + column * 32 + partial_place(lane, column);
                     float total = 0.0f;

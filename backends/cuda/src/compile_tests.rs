@@ -108,9 +108,10 @@ fn compile_all(jobs: &[(&Unit, Arch)]) -> Report {
 /// Whether a decode step of one to eight sequences of a shipped model runs the kernel: everything but the kernels for
 /// more tokens, those that run at load time, and the formats no shipped model has.
 fn is_hot(kernel: &str) -> bool {
-    const WIDER: [&str; 8] = [
+    const WIDER: [&str; 9] = [
         "_stream16_",
         "_gated16_",
+        "_twin16_",
         "_split16_",
         "_split32_",
         "_sweep_",

@@ -82,7 +82,7 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
     let (dtype, experts, row_tiles) = (left.spec.dtype, left.spec.experts as u32, args.gate.row_tiles);
     lowering.launch(if let Some(shape) = streamed {
         let grid = stream::expert_grid(&shape, row_tiles, tokens * top_k, experts);
-        shape.launch(&label, "moe_linear", "stream_gated", dtype, grid, &args)
+        shape.launch(&label, ["moe_linear", "stream_gated"], dtype, grid, &args)
     } else {
         let kernel = kernel_name("moe_linear", "split_gated", dtype);
         Launch::grid(&label, kernel, [row_tiles, experts, 1], [THREADS, 1, 1], 0, &args)

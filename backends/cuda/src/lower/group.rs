@@ -9,14 +9,15 @@ use worker_orcd_core::{BackendError, DType, Op, RowSet, SwiGluKind, ValueId, Wei
 
 use super::linear::{self, ActivationArgs, CODE_BYTES, format_unit_of, kernel_name, product_shape};
 use super::moe::{self, MoeLinearArgs, RoutingArgs};
+use super::single::gate_args;
 use super::{DeviceWeight, Lowering, Rule, output};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{WeightArgs, is_plain};
 
-/// Columns up to which the other shapes are used: with fewer, experts have too few pairs to fill a CTA. Tests on the emulated
-/// machine come to these kernels sooner.
-pub(super) const LEAST_COLUMNS: u32 = if cfg!(test) { 128 } else { 512 };
+/// Columns up to which the other shapes are used: weights that stream through shared memory are read faster. Tests on the
+/// emulated machine come to the sweeps of older devices as well.
+pub(super) const LEAST_COLUMNS: u32 = if cfg!(test) { 128 } else { 64 };
 /// Row tiles of a CTA.
 pub(super) const TILES: u32 = 6;
 /// Most columns of a CTA.
@@ -33,7 +34,7 @@ const CAPABILITY: u32 = 90;
 /// Products of one launch.
 pub(super) const PARTS: usize = 3;
 
-/// `struct LinearGroupPart`.
+/// `struct LinearGroupPart` and `struct LinearStreamPart`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct LinearGroupPart {
@@ -42,7 +43,7 @@ pub(super) struct LinearGroupPart {
     pub(super) residual: DevicePtr,
     pub(super) y: DevicePtr,
     pub(super) outputs: u32,
-    /// Set by [`linear()`].
+    /// Set by whoever makes the launch.
     pub(super) end: u32,
 }
 
@@ -185,18 +186,24 @@ pub(super) fn moe_linear(label: &str, dtype: DType, pairs: u32, args: &MoeLinear
 }
 
 /// Gate and up as nodes have them.
-struct Pair<'a> {
-    x: ValueId,
-    experts: Option<ValueId>,
-    gate: &'a DeviceWeight,
-    up: &'a DeviceWeight,
-    gate_bias: DevicePtr,
-    up_bias: DevicePtr,
+pub(super) struct Pair<'a> {
+    pub(super) x: ValueId,
+    pub(super) experts: Option<ValueId>,
+    pub(super) gate: &'a DeviceWeight,
+    pub(super) up: &'a DeviceWeight,
+    pub(super) gate_bias: DevicePtr,
+    pub(super) up_bias: DevicePtr,
+    /// What their activation is called and what it is.
+    pub(super) y: ValueId,
+    pub(super) kind: SwiGluKind,
+    pub(super) label: String,
 }
 
-/// The pair of products at `index`, when they are of one kind, input and shape.
-fn pair<'a>(lowering: &Lowering<'a>, index: usize) -> Result<Option<Pair<'a>>, BackendError> {
-    let Some([gate, up]) = lowering.program().nodes().get(index..index + 2) else { return Ok(None) };
+/// The pair of products at `index` and the activation that follows, when they are of one kind, input and quantised shape,
+/// and nothing but products reads the result. A row tile is then a block of its records.
+pub(super) fn pair<'a>(lowering: &Lowering<'a>, index: usize) -> Result<Option<Pair<'a>>, BackendError> {
+    let Some([gate, up, active]) = lowering.program().nodes().get(index..index + 3) else { return Ok(None) };
+    let Op::SwiGlu { gate: a, up: b, kind } = active.op else { return Ok(None) };
     let ((x, experts, gate_weight, gate_bias), (other_x, other_experts, up_weight, up_bias)) =
         match (&gate.op, &up.op) {
             (
@@ -212,38 +219,33 @@ fn pair<'a>(lowering: &Lowering<'a>, index: usize) -> Result<Option<Pair<'a>>, B
     let (left, right) = (lowering.weight(gate, gate_weight)?, lowering.weight(up, up_weight)?);
     let shape = |spec: &WeightSpec| (spec.dtype, spec.experts, spec.rows, spec.cols);
     let alike = (x, experts) == (other_x, other_experts) && shape(&left.spec) == shape(&right.spec);
-    let (gate_bias, up_bias) = (lowering.vector(gate, gate_bias)?, lowering.vector(up, up_bias)?);
-    Ok(alike.then_some(Pair { x, experts, gate: left, up: right, gate_bias, up_bias }))
-}
-
-fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
-    let program = lowering.program();
-    let Some([gate_node, up_node, active]) = program.nodes().get(index..index + 3) else { return Ok(0) };
-    let &Op::SwiGlu { gate: a, up: b, kind } = &active.op else { return Ok(0) };
-    let Some(pair) = pair(lowering, index)? else { return Ok(0) };
-    let (gate_y, up_y, y) = (output(gate_node)?, output(up_node)?, output(active)?);
-    let spec = &pair.gate.spec;
-    let (readers, rows) = (lowering.readers(y), lowering.rows(pair.x));
+    let (gate_y, up_y, y) = (output(gate)?, output(up)?, output(active)?);
+    let readers = lowering.readers(y);
     let legal = (a, b) == (gate_y, up_y)
         && gate_y != up_y
         && lowering.is_private(gate_y)
         && lowering.is_private(up_y)
         && readers.codes
         && !readers.floats;
-    // A row tile is a block of the records.
-    if !legal
-        || !lowering.planes_apart(pair.x)
-        || !lowering.planes_apart(y)
-        || is_plain(spec.dtype)
-        || !spec.rows.is_multiple_of(32)
-    {
+    if !alike || !legal || is_plain(left.spec.dtype) || !left.spec.rows.is_multiple_of(32) {
+        return Ok(None);
+    }
+    let (gate_bias, up_bias) = (lowering.vector(gate, gate_bias)?, lowering.vector(up, up_bias)?);
+    let label = format!("{}+{}+{}", gate.label, up.label, active.label);
+    Ok(Some(Pair { x, experts, gate: left, up: right, gate_bias, up_bias, y, kind, label }))
+}
+
+fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
+    let (Some(gate_node), Some(pair)) = (lowering.program().nodes().get(index), pair(lowering, index)?)
+    else {
+        return Ok(0);
+    };
+    let (spec, rows, y) = (&pair.gate.spec, lowering.rows(pair.x), pair.y);
+    if !lowering.planes_apart(pair.x) || !lowering.planes_apart(y) {
         return Ok(0);
     }
-    let (kind, alpha, limit) = match kind {
-        SwiGluKind::Silu => (0, 0.0, 0.0),
-        SwiGluKind::Clamped { alpha, limit } => (1, alpha, limit),
-    };
-    let label = format!("{}+{}+{}", gate_node.label, up_node.label, active.label);
+    let (kind, alpha, limit) = gate_args(pair.kind);
+    let label = &pair.label;
     let product = |y: ActivationArgs| GatedProduct {
         gate: pair.gate.layout.args(pair.gate.address),
         up: pair.up.layout.args(pair.up.address),
@@ -262,14 +264,14 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
         let args = MoeLinearGroupGatedArgs { x, routing, product: product(lowering.make_codes(y)) };
         let pairs = moe::often(lowering.max_rows(rows), &routing);
         let grid = [pairs.div_ceil(COLUMNS), row_groups, routing.expert_count];
-        launch(&label, "moe_linear", "group_gated", spec.dtype, grid, &args)
+        launch(label, "moe_linear", "group_gated", spec.dtype, grid, &args)
     } else {
         let x = linear::quantize(lowering, gate_node, pair.x, (rows, 1), pair.gate.layout.blocks())?;
         let most = lowering.max_rows(rows);
         let per_cta = columns_of(row_groups, most, lowering.traits().multiprocessors);
         let (columns, product) = (lowering.row_count(rows), product(lowering.make_codes(y)));
         let args = LinearGroupGatedArgs { x, columns, per_cta, reserved: 0, product };
-        launch(&label, "linear", "group_gated", spec.dtype, [row_groups, most.div_ceil(per_cta), 1], &args)
+        launch(label, "linear", "group_gated", spec.dtype, [row_groups, most.div_ceil(per_cta), 1], &args)
     };
     lowering.launch(launch);
     Ok(3)

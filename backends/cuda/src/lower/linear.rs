@@ -9,7 +9,7 @@ use worker_orcd_core::{BackendError, DType, Node, Op, RowSet, ValueId, WeightId}
 
 use super::group::{self, LinearGroupPart};
 use super::single::{LinearPlainNormedArgs, MAX_SHARED_BYTES};
-use super::{DeviceWeight, Lowering, Rule, output, program_error};
+use super::{DeviceWeight, Lowering, Rule, output, program_error, stream};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
 use crate::layout::{WeightArgs, is_plain};
@@ -158,33 +158,30 @@ fn share_input(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backe
         products.push((node, product));
     }
     let rows = lowering.rows(shared);
-    if let (Some(x), true) = (activations, lowering.planes_apart(shared)) {
-        emit_groups(lowering, (x, rows), &products);
-        return Ok(taken);
-    }
-    for (node, product) in &products {
-        emit(lowering, node, product, activations)?;
+    let apart = lowering.planes_apart(shared);
+    let dtype = |product: &Product<'_>| product.weight.spec.dtype;
+    let alike = |left: &(&Node, Product<'_>), right: &(&Node, Product<'_>)| dtype(&left.1) == dtype(&right.1);
+    // Those of one format that follow each other in one launch, where there is a kernel for that.
+    for run in products.chunk_by(alike).flat_map(|run| run.chunks(group::PARTS)) {
+        let launch = activations.zip(run.first()).and_then(|(x, (_, first))| {
+            let labels: Vec<&str> = run.iter().map(|(_, product)| product.label).collect();
+            let parts: Vec<LinearGroupPart> = run.iter().map(|(_, product)| product.part(lowering)).collect();
+            let name = (&*labels.join("+"), dtype(first));
+            if apart {
+                return Some(group::linear(lowering, name, (x, rows), &parts));
+            }
+            stream::linear(lowering, name, (x, rows), &parts)
+        });
+        if let Some(launch) = launch {
+            lowering.launch(launch);
+            continue;
+        }
+        for (node, product) in run {
+            emit(lowering, node, product, activations)?;
+        }
     }
     Ok(taken)
 }
-
-/// Emits products of one input, those of one format that follow each other in one launch.
-fn emit_groups(
-    lowering: &mut Lowering<'_>,
-    (x, rows): (ActivationArgs, RowSet),
-    products: &[(&Node, Product<'_>)],
-) {
-    let dtype = |product: &Product<'_>| product.weight.spec.dtype;
-    let alike = |left: &(&Node, Product<'_>), right: &(&Node, Product<'_>)| dtype(&left.1) == dtype(&right.1);
-    for run in products.chunk_by(alike).flat_map(|run| run.chunks(group::PARTS)) {
-        let labels: Vec<&str> = run.iter().map(|(_, product)| product.label).collect();
-        let parts: Vec<LinearGroupPart> = run.iter().map(|(_, product)| product.part(lowering)).collect();
-        let Some((_, first)) = run.first() else { continue };
-        let launch = group::linear(lowering, (&labels.join("+"), dtype(first)), (x, rows), &parts);
-        lowering.launch(launch);
-    }
-}
-
 fn add_residual(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendError> {
     let program = lowering.program();
     let Some([node, next]) = program.nodes().get(index..index + 2) else { return Ok(0) };
@@ -282,6 +279,10 @@ fn emit(
     let launch = if let Some(x) = activations {
         if lowering.planes_apart(product.x) {
             group::linear(lowering, (product.label, dtype), (x, rows), &[product.part(lowering)])
+        } else if let Some(launch) =
+            stream::linear(lowering, (product.label, dtype), (x, rows), &[product.part(lowering)])
+        {
+            launch
         } else {
             let args = LinearArgs { weight, x, bias, residual, y, columns, outputs, reserved: 0 };
             let (shape, grid) = product_shape(weight.row_tiles, most, lowering.traits().multiprocessors);

@@ -115,6 +115,7 @@ pub(crate) const RULES: &[Rule] = &[
     single_experts::GATED,
     single_experts::COMBINED,
     fuse_experts::GATED,
+    stream::GATED,
     group::GATED,
     fuse_norm::QUANTIZE,
     fuse_attention::STEP,

@@ -240,7 +240,7 @@ fn emit(
         let early = u32::from(lowering.is_settled(operands.experts));
         let args = MoeLinearArgs { weight, x, routing, bias, y, outputs, early };
         let grid = stream::expert_grid(&shape, weight.row_tiles, pairs, routing.expert_count);
-        shape.launch(&node.label, "moe_linear", "stream", dtype, grid, &args)
+        shape.launch(&node.label, ["moe_linear", "stream"], dtype, grid, &args)
     } else if let Some(x) = prepared.activations {
         let (shape, grid) = match spread(tokens, routing.top_k) {
             Spread::Pair => ("pair", [weight.row_tiles, pairs, 1]),

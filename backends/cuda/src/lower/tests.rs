@@ -190,7 +190,8 @@ fn expert_layers_fuse_for_few_tokens_and_stay_apart_when_tapped() {
         if tokens > 1 {
             assert_eq!((count("moe_combine_f32"), count("add_f32")), (2, 0), "{tokens} tokens");
         }
-        let gated = ["moe_linear_stream_gated8_f32_mxfp4", "moe_linear_stream_gated16_f32_mxfp4"].map(count);
+        let gated =
+            ["moe_linear_stream_gated8_f32_mxfp4", "moe_linear_stream_gated_twin16_f32_mxfp4"].map(count);
         if (2..=64).contains(&tokens) {
             assert_eq!(gated.iter().sum::<usize>(), 2, "{tokens} tokens");
             assert_eq!(count("swiglu_f32"), 0, "{tokens} tokens");

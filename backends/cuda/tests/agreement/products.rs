@@ -65,10 +65,16 @@ pub(crate) fn linear_shapes_agree_in_every_bit(open: Open<'_>, wide: &[usize]) {
             WeightSpec::matrix("table", DType::F16, VOCABULARY, cols),
             WeightSpec::matrix("weight", dtype, 300, cols),
         ];
-        agree(open, dtype.name(), &specs, &[&[2, 9, 17, 40, 70, 130][..], wide].concat(), |builder| {
-            let x = builder.embed("x", WeightId(0)).unwrap();
-            builder.linear("y", x, WeightId(1), None).unwrap()
-        });
+        agree(
+            open,
+            dtype.name(),
+            &specs,
+            &[&[2, 5, 9, 16, 17, 33, 64, 70, 130][..], wide].concat(),
+            |builder| {
+                let x = builder.embed("x", WeightId(0)).unwrap();
+                builder.linear("y", x, WeightId(1), None).unwrap()
+            },
+        );
     }
 }
 
@@ -254,8 +260,9 @@ pub(crate) fn fused_single_steps_agree_with_batches_in_every_bit(open: Open<'_>,
         [DType::Q8_0, DType::Q5_0, DType::MXFP4],
         [DType::Q4_K, DType::Q6_K, DType::Q8_0],
         [DType::Q4_1, DType::Q2_K, DType::Q3_K],
+        [DType::Q5_1, DType::Q5_1, DType::Q4_0],
     ] {
-        agree(open, &format!("{formats:?}"), &layer_specs(formats, 768), &[2, 9], record_layer);
+        agree(open, &format!("{formats:?}"), &layer_specs(formats, 768), &[2, 9, 20], record_layer);
     }
 }
 
