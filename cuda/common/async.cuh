@@ -83,6 +83,12 @@ __device__ __forceinline__ u32 load_ahead(const u32* address) {
     return v;
 }
 
+// The same value, which the compiler keeps in a register and does not make again wherever it is used.
+__device__ __forceinline__ u32 kept(u32 value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 // A place in shared memory as copies name it.
 typedef u32 SharedAddress;
 __device__ __forceinline__ SharedAddress shared_address(void* shared) { return (u32)__cvta_generic_to_shared(shared); }
@@ -106,6 +112,11 @@ __device__ __forceinline__ void copy_async_at(SharedAddress target, const void* 
 // Copies 16 bytes to shared memory behind the caller's back; zeros when `valid` is false (`source` is then not read).
 __device__ __forceinline__ void copy_async(void* shared, const void* source, bool valid) {
     const u32 target = (u32)__cvta_generic_to_shared(shared);
+    const u32 bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void copy_async(SharedAddress target, const void* source, bool valid) {
     const u32 bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(bytes) : "memory");
 }

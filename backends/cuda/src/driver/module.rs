@@ -8,9 +8,6 @@ use super::error::check;
 use super::{DriverError, Stream};
 use crate::launch::Launch;
 
-/// Dynamic shared memory a kernel may have without asking.
-const DEFAULT_SHARED_BYTES: u32 = 48 * 1024;
-
 /// A loaded cubin.
 #[derive(Debug)]
 pub(crate) struct Module {
@@ -46,7 +43,8 @@ impl Module {
         // SAFETY: the module is live, the name NUL-terminated.
         let code = unsafe { sys::cuModuleGetFunction(&raw mut handle, self.handle, text.as_ptr()) };
         check("cuModuleGetFunction", code)?;
-        if shared_bytes > DEFAULT_SHARED_BYTES {
+        // Without this a kernel gets 48 KiB at most, its static shared memory counted in.
+        if shared_bytes > 0 {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is live; the driver checks the value.
             let code = unsafe { sys::cuFuncSetAttribute(handle, attribute, shared_bytes as c_int) };

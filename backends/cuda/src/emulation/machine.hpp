@@ -412,6 +412,7 @@ inline void copy_async(void* shared, const void* source, bool valid) {
     if (valid) memcpy(shared, source, 16);
     else memset(shared, 0, 16);
 }
+inline u32 kept(u32 value) { return value; }
 inline void copy_async(SharedAddress target, const void* source) { memcpy(target, source, 16); }
 inline void commit_copies() {}
 template <int PENDING>

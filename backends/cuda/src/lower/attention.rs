@@ -73,7 +73,7 @@ pub(super) fn lower(lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Back
     let block = [THREADS, 1, 1];
     if tokens > MAX_SPLIT_TOKENS || results * per_tile > MAX_PARTIAL_BYTES {
         let per_warp = (WARP_ROWS / group).max(1);
-        let grid = [tokens.div_ceil(WARPS * per_warp), warp_heads, 1];
+        let grid = [warp_heads, tokens.div_ceil(WARPS * per_warp), 1];
         let (kernel, shared) = (kernel_name("rows", padded), rows_shared_bytes(padded));
         lowering.launch(Launch::grid(&node.label, kernel, grid, block, shared, &args));
         return Ok(());
@@ -139,10 +139,11 @@ fn kernel_name(shape: &str, padded: u32) -> String {
     format!("attention_{shape}_f32_f16_d{padded}")
 }
 
-/// `sizeof(RowsShared)`: query fragments of every warp, and two stages of padded keys and values.
+/// `sizeof(RowsShared)`: two stages of padded keys and values, and query fragments of every warp where registers do not hold them.
 const fn rows_shared_bytes(padded: u32) -> u32 {
     let key_stride = if padded >= 96 { padded / 8 } else { padded / 8 + 1 };
-    WARPS * padded * 64 + 2 * TILE * 16 * (key_stride + padded / 8 + 1)
+    let queries = if padded > 64 { WARPS * padded * 64 } else { 0 };
+    queries + 2 * TILE * 16 * (key_stride + padded / 8 + 1)
 }
 
 /// The units it needs.
