@@ -138,9 +138,10 @@ __device__ __forceinline__ void shift_up(i32 (&sums)[N]) {
     for (int i = 0; i < N; ++i) sums[i] = (i32)((u32)sums[i] << 8);
 }
 
-// The scales of a lane's columns in the first AHEAD sixteens of the h-th half of N / 2 columns; asked for before the sums that they
-// scale have come.
+// Sixteens of columns whose scales are asked for before the sums that they scale have come.
 #define SCALES_AHEAD 2
+
+// The scales of a lane's columns in the first sixteens of the h-th half of the columns.
 template <int FORMAT, int N>
 struct AheadScales {
     static constexpr int COUNT = N / 8 < SCALES_AHEAD ? N / 8 : SCALES_AHEAD;
@@ -152,17 +153,18 @@ struct AheadScales {
     }
 };
 
-// Adds the sums of the h-th half of the columns to `acc`. `own`: this lane's scales of the block, GROUP_COLUMNS / 4 of them before
-// the next plane.
+// Adds the sums of the h-th half of the columns to `acc`. `own`: this lane's scales of the block, GROUP_COLUMNS / 4 of them
+// before the next plane.
 template <int FORMAT, int N>
 __device__ __forceinline__ void add_sums(const i32 (&sums)[N], const HalfScales<FORMAT>& scales, int part, const FourSums* own,
                                          const AheadScales<FORMAT, N>& ahead, int h, float (&acc)[N]) {
     using C = Codec<FORMAT>;
+    constexpr int HELD = AheadScales<FORMAT, N>::COUNT;
 #pragma unroll
     for (int i = 0; i < N / 8; ++i) {
         // Of this lane's columns in sixteen.
         const auto four = [&](int plane) { return own[plane * (GROUP_COLUMNS / 4) + (h * (N / 8) + i) * 4]; };
-        const FourSums scale = i < AheadScales<FORMAT, N>::COUNT ? ahead.at[i < AheadScales<FORMAT, N>::COUNT ? i : 0] : four(0);
+        const FourSums scale = i < HELD ? ahead.at[i < HELD ? i : 0] : four(0);
         FourSums least;
         if constexpr (C::MINIMUM && C::HALVES) least = four(1 + part);
         if constexpr (C::MINIMUM && !C::HALVES) {
@@ -181,8 +183,8 @@ __device__ __forceinline__ void add_sums(const i32 (&sums)[N], const HalfScales<
     }
 }
 
-// Begins, after `products_begin`, the products of one half of the columns with part `part` of fragment `a`: high bytes, or with KEEP low bytes added to
-// `sums`. `operand`: of the half's first columns.
+// Begins, after `products_begin`, the products of one half of the columns with part `part` of fragment `a`: high bytes, or with
+// KEEP low bytes added to `sums`. `operand`: of the half's first columns.
 template <int FORMAT, bool KEEP, int N>
 __device__ __forceinline__ void begin_products(i32 (&sums)[N], const u32 (&a)[4], int part, u32 operand) {
     const bool first = !Codec<FORMAT>::HALVES || part == 0;
