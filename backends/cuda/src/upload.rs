@@ -17,8 +17,11 @@ pub(crate) const STAGING_BYTES: usize = 16 << 20;
 /// From this size on, filling a staging buffer is spread over several threads: one alone is slower than the bus.
 const PARALLEL_BYTES: usize = 4 << 20;
 
-/// Threads that fill a staging buffer.
-const COPY_THREADS: usize = 4;
+/// Most threads that fill a staging buffer.
+const COPY_THREADS: usize = 8;
+
+/// Bytes and where they go; as many on both sides.
+type Segment<'a> = (&'a [u8], &'a mut [u8]);
 
 /// A run of rows that is repacked at once. Rows count through all experts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +74,10 @@ impl<'c, 'b> ChunkReader<'c, 'b> {
 
     /// Fills `target` and returns how many bytes there were.
     fn read(&mut self, target: &mut [u8]) -> usize {
-        let mut filled = 0;
-        while filled < target.len() {
+        let length = target.len();
+        let mut open = target;
+        let mut segments = vec![];
+        while !open.is_empty() {
             if self.rest.is_empty() {
                 match self.chunks.next() {
                     Some(chunk) => self.rest = chunk,
@@ -80,12 +85,13 @@ impl<'c, 'b> ChunkReader<'c, 'b> {
                 }
                 continue;
             }
-            let Some(open) = target.get_mut(filled..) else { break };
             let (now, later) = self.rest.split_at(self.rest.len().min(open.len()));
-            copy(now, open);
-            filled += now.len();
-            self.rest = later;
+            let (to, beyond) = open.split_at_mut(now.len());
+            segments.push((now, to));
+            (self.rest, open) = (later, beyond);
         }
+        let filled = length - open.len();
+        copy(segments, filled);
         filled
     }
 
@@ -96,20 +102,40 @@ impl<'c, 'b> ChunkReader<'c, 'b> {
     }
 }
 
-/// Copies `from` to the start of `to`.
-fn copy(from: &[u8], to: &mut [u8]) {
-    let length = from.len().min(to.len());
-    let (from, to) = (from.split_at(length).0, to.split_at_mut(length).0);
-    if length < PARALLEL_BYTES {
-        to.copy_from_slice(from);
-        return;
+/// Copies segments of `bytes` bytes in all.
+fn copy(segments: Vec<Segment<'_>>, bytes: usize) {
+    let fill =
+        |segments: Vec<Segment<'_>>| segments.into_iter().for_each(|(from, to)| to.copy_from_slice(from));
+    if bytes < PARALLEL_BYTES {
+        return fill(segments);
     }
-    let part = length.div_ceil(COPY_THREADS);
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().min(COPY_THREADS));
     std::thread::scope(|scope| {
-        for (from, to) in from.chunks(part).zip(to.chunks_mut(part)) {
-            scope.spawn(move || to.copy_from_slice(from));
+        for share in shares(segments, bytes.div_ceil(threads)) {
+            scope.spawn(move || fill(share));
         }
     });
+}
+
+/// Cuts segments so that each share has `share` bytes, the last one what is left.
+fn shares(segments: Vec<Segment<'_>>, share: usize) -> Vec<Vec<Segment<'_>>> {
+    let mut all = vec![];
+    let (mut own, mut room) = (vec![], share);
+    for (mut from, mut to) in segments {
+        while !from.is_empty() {
+            let taken = room.min(from.len());
+            let ((now, later), (into, beyond)) = (from.split_at(taken), to.split_at_mut(taken));
+            own.push((now, into));
+            (from, to) = (later, beyond);
+            room -= taken;
+            if room == 0 {
+                all.push(std::mem::take(&mut own));
+                room = share;
+            }
+        }
+    }
+    all.push(own);
+    all
 }
 
 /// Staging memory, kept from the first upload until programs are compiled.
@@ -278,12 +304,14 @@ mod tests {
     }
 
     #[test]
-    fn large_copies_are_whole_whatever_their_length() {
+    fn large_copies_are_whole_whatever_chunks_they_come_in() {
         for length in [PARALLEL_BYTES, PARALLEL_BYTES + 1, 2 * PARALLEL_BYTES - 3] {
             let from: Vec<u8> = (0..length).map(|index| (index * 31 % 251) as u8).collect();
-            let mut to = vec![0; length];
-            copy(&from, &mut to);
-            assert!(from == to);
+            for chunk in [length, 1 << 20, (1 << 20) - 7] {
+                let mut to = vec![0; length];
+                assert_eq!(ChunkReader::new(&mut from.chunks(chunk)).read(&mut to), length);
+                assert!(from == to, "{length} bytes in chunks of {chunk}");
+            }
         }
     }
 }

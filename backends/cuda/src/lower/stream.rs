@@ -62,6 +62,9 @@ struct LinearStreamGatedArgs {
 /// Gate, up and activation of all rows, when nothing but products reads the result.
 pub(super) const GATED: Rule = Rule { name: "stream.gated", apply: gated };
 
+/// The capability they are for.
+const CAPABILITY: u32 = 90;
+
 /// What a CTA is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -115,8 +118,12 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// For rows of `blocks` blocks of `dtype`, with `beside` bytes that the kernel adds, where the device has room.
+    /// For rows of `blocks` blocks of `dtype`, with `beside` bytes that the kernel adds, where the device has room. Devices of
+    /// other capabilities keep the shapes that need less until someone can measure them.
     fn of(traits: DeviceTraits, kind: Kind, (dtype, blocks): (DType, u32), beside: u32) -> Option<Self> {
+        if traits.arch.capability() != CAPABILITY {
+            return None;
+        }
         let warps = SLICES * kind.teams();
         let records = blocks.checked_mul(kind.columns() * (CODE_BYTES as u32 + kept_sum_bytes(dtype)))?;
         let partial = warps * kind.columns() * 32 * 4;
@@ -299,7 +306,7 @@ pub(super) fn units() -> Vec<Unit> {
         );
         let kinds = [Kind::Of8, Kind::Twin16];
         let moe = unit::<MoeLinearArgs, GatedArgs>("moe_linear", "moe_linear_stream.cu", moe, dtype, &kinds);
-        [linear, moe]
+        [linear, moe].map(|unit| unit.only(CAPABILITY))
     };
     DType::ALL.into_iter().filter(|dtype| !is_plain(*dtype)).flat_map(of).collect()
 }
@@ -320,7 +327,7 @@ mod tests {
         let few = Shape::of(large, Kind::Of8, rows, PAIR_GROUP_BYTES).unwrap();
         assert_eq!((few.ctas, few.shared_bytes), (264, 51_840 + 8 * 6528 + 8192 + PAIR_GROUP_BYTES));
         assert_eq!(Shape::of(large, Kind::Twin16, rows, PAIR_GROUP_BYTES).unwrap().ctas, 132);
-        // 16 columns do not fit a device of compute capability 8.0, nothing one of 8.6.
+        // 16 columns do not fit where there is as little shared memory as on 8.0, nothing where there is as on 8.6.
         assert_eq!(Shape::of(traits(108, 166_912), Kind::Of8, rows, 0).unwrap().ctas, 108);
         assert_eq!(Shape::of(traits(108, 166_912), Kind::Twin16, rows, 0), None);
         assert_eq!(Shape::of(traits(82, 101_376), Kind::Of8, rows, 0), None);
