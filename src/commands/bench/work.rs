@@ -275,17 +275,17 @@ mod tests {
             let figures: serde_json::Value =
                 serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
             let model = full_size(preset);
-            let bandwidth = figures["bandwidth"]["read_gigabytes_per_second"].as_f64().unwrap() * 1e9;
+            let bandwidth = figures["bandwidth"]["copy_gigabytes_per_second"].as_f64().unwrap() * 1e9;
             for figure in figures["results"].as_array().unwrap() {
-                let whole = |name: &str| figure[name].as_u64().unwrap() as usize;
-                // The middle one of 64 tokens.
-                let work = bytes(&model, StepTokens::decode(whole("batch"), whole("depth") + 32));
-                assert!(near(work.weight_bytes, whole("weight_bytes") as f64), "{preset}: {figure}");
-                assert!(near(work.cache_bytes, whole("cache_bytes") as f64), "{preset}: {figure}");
-                let limit = whole("batch") as f64 * bandwidth / work.bytes();
-                assert!(near(limit, whole("limit_tokens_per_second") as f64), "{preset}: {figure}");
-                let fraction = figure["tokens_per_second"].as_f64().unwrap() / limit;
-                assert!(near(fraction, figure["fraction_of_limit"].as_f64().unwrap()), "{preset}: {figure}");
+                let number = |name: &str| figure[name].as_f64().unwrap();
+                let (batch, depth) = (number("batch") as usize, number("mean_depth").round() as usize);
+                let work = bytes(&model, StepTokens::decode(batch, depth));
+                assert!(near(work.weight_bytes, number("weight_bytes")), "{preset}: {figure}");
+                assert!(near(work.cache_bytes, number("cache_bytes")), "{preset}: {figure}");
+                let limit = batch as f64 * bandwidth / work.bytes();
+                assert!(near(limit, number("limit_tokens_per_second")), "{preset}: {figure}");
+                let fraction = number("tokens_per_second") / limit;
+                assert!(near(fraction, number("fraction_of_limit")), "{preset}: {figure}");
             }
         }
     }
