@@ -119,11 +119,6 @@ struct alignas(8) PhaseBarrier {
         asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(address()) : "memory");
     }
 
-    // Arrives when all copies this thread has begun have ended.
-    __device__ __forceinline__ void arrive_copied() {
-        asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address()) : "memory");
-    }
-
     // Waits for the end of a phase of this parity, unless the phase after it is running.
     __device__ __forceinline__ void wait(u32 parity) {
         asm volatile(

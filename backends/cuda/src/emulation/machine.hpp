@@ -468,7 +468,6 @@ struct alignas(8) PhaseBarrier {
             ++phases;
         }
     }
-    void arrive_copied() { arrive(); }
     void wait(u32 parity) {
         while (phases % 2 == parity) machine::yield();
         ++machine::progress;
