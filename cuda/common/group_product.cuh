@@ -207,7 +207,7 @@ struct HalfBlock {
 };
 
 // The sums of this warp's 16 rows of the CTA's row tile `tile` with LIVE pieces of columns, in this thread's `shared.totals`;
-// [4p + n]: columns 32p + 8n on, as mma has them. `active`: the warpgroup has something to do.
+// [4p + n]: columns 32p + 8n on, as mma has them.
 //
 // While a half's sums are shifted or scaled, products of the other half run; the weights of the next block are read before. (The
 // assembler takes no product that runs from one block into the next: it would wait for each.)
