@@ -1,8 +1,8 @@
 // linear for prefill on 9.0a: y[t][o] = sum_i weight[o][i] x[t][i] + bias[o] (+ residual[t][o]), weight in any quantised
 // format, for up to three weights of one format at once; and swiglu(Wg x + bg, Wu x + bu) as activation records.
 //
-// x: activation records, high and low bytes apart; weight: tiles (common/weight.cuh); y: [rows of the set, outputs] f32;
-// codes, sums: [rows of the set, outputs / 32] records, apart again.
+// x: activation records for warpgroups; weight: tiles (common/weight.cuh); y: [rows of the set, outputs] f32;
+// codes, sums: [rows of the set, outputs / 32] records in that order again.
 // Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id> and a name for each kernel. 512 threads, GroupShared of shared
 // memory, grid y: ceil(most columns / per_cta).
 //   product: grid x: ceil(row tiles / 6) of each weight, one after the other.
@@ -55,7 +55,8 @@ KERNEL(LINEAR_GROUP, LinearGroupArgs, GROUP_THREADS, 1) {
                 if (part.residual) sum += part.residual[place];
                 part.y[place] = sum;
             });
-        });
+        },
+        [](u32, u32) {});
 }
 
 struct LinearGroupGatedArgs {
@@ -74,10 +75,10 @@ KERNEL(LINEAR_GROUP_GATED, LinearGroupGatedArgs, GROUP_THREADS, 1) {
     const u32 first = blockIdx.y * args.per_cta;
     const u32 tile = blockIdx.x * GatedRows::TILES;
     const GatedRows rows = {0, tile, args.product.gate.row_tiles - tile};
+    const auto record_of = [&](u32 column) { return first + column; };
     group_products<WEIGHT_FORMAT>(
         args.product.gate.blocks, args.x, columns_of(*args.columns, first, args.per_cta), true, shared,
         [&](u32 own) { return rows.planes<WEIGHT_FORMAT>(args.product, own); }, [&](u32 column, u32) { return column; },
-        [&](u32, u32 live) {
-            rows.make_records(args.product, shared, live, [&](u32 column) { return first + column; });
-        });
+        [&](u32, u32 live) { rows.make_records(args.product, shared, live, record_of); },
+        [&](u32, u32 live) { rows.store_records(args.product, shared, live, record_of); });
 }

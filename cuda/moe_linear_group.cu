@@ -1,8 +1,8 @@
 // moe_linear for prefill on 9.0a: y[t][k] = weight[e] x + bias[e] with e = experts[t][k], weight in any quantised format; and
 // swiglu(Wg[e] x + bg[e], Wu[e] x + bu[e]) as activation records.
 //
-// x: activation records, high and low bytes apart, one row per token or per pair; y: [tokens * top_k, outputs] f32; codes,
-// sums: [tokens * top_k, outputs / 32] records, apart again.
+// x: activation records for warpgroups, one row per token or per pair; y: [tokens * top_k, outputs] f32; codes,
+// sums: [tokens * top_k, outputs / 32] records in that order again.
 // Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id> and a name for each kernel. Over pairs sorted by
 // moe_linear_route; grid (column groups, row groups of 6 tiles, gated: 3, experts), so that CTAs that read the same rows are
 // neighbours; fuller experts loop. 512 threads, GroupShared of shared memory. Bound by the scaling. The bits are those of
@@ -41,7 +41,8 @@ KERNEL(MOE_LINEAR_GROUP, MoeLinearArgs, GROUP_THREADS, 1) {
             rows.store_sums(shared, live, [&](u32 row, u32 column, float sum) {
                 store_output(args, expert, tile * 32 + row, shared.pairs[column], sum);
             });
-        });
+        },
+        [](u32, u32) {});
 }
 
 struct MoeLinearGroupGatedArgs {
@@ -59,11 +60,11 @@ KERNEL(MOE_LINEAR_GROUP_GATED, MoeLinearGroupGatedArgs, GROUP_THREADS, 1) {
     const u32 row_tiles = args.product.gate.row_tiles;
     const u32 tile = blockIdx.y * GatedRows::TILES;
     const GatedRows rows = {(u64)expert * row_tiles, tile, row_tiles - tile};
+    const auto record_of = [&](u32 column) { return shared.pairs[column]; };
     group_products<WEIGHT_FORMAT>(
         args.product.gate.blocks, args.x, pairs_of(args.routing, expert), true, shared,
         [&](u32 own) { return rows.planes<WEIGHT_FORMAT>(args.product, own); },
         [&](u32 place, u32 column) { return open_pair(shared, args.routing, place, column); },
-        [&](u32, u32 live) {
-            rows.make_records(args.product, shared, live, [&](u32 column) { return shared.pairs[column]; });
-        });
+        [&](u32, u32 live) { rows.make_records(args.product, shared, live, record_of); },
+        [&](u32, u32 live) { rows.store_records(args.product, shared, live, record_of); });
 }

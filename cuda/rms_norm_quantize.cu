@@ -20,7 +20,7 @@ struct RmsNormQuantizeArgs {
     const u32* rows;
     u32 width;
     float eps;
-    u32 planes;  // 1: high and low bytes apart
+    u32 use;  // a RecordUse
     u32 reserved;
 };
 
@@ -33,8 +33,8 @@ __device__ __forceinline__ void quantize_scaled(const RmsNormQuantizeArgs& args,
 #pragma unroll
     for (int i = 0; i < 4; ++i) y.at[i] = x.at[i] * scale * weight.at[i];
     if (live && args.y) ((Floats4*)args.y)[at] = y;
-    quantize_block(y, quad % 8, live, (u32*)(args.codes + at / 8 * ACTIVATION_CODE_BYTES), args.sums + at / 8,
-                   args.planes != 0);
+    const u32 block = live ? quad / 8 : 0;
+    quantize_block(y, quad % 8, live, {args.codes, args.sums, row, args.width / 32, block, args.use});
 }
 
 KERNEL(rms_norm_quantize_f32, RmsNormQuantizeArgs, CTA_THREADS) {

@@ -9,6 +9,7 @@
 // Tiles and rows that see nothing change no bit. So a row's result depends on its own positions only, not on which other
 // rows share its warp, where a prefill chunk begins, or how tiles are spread over warps.
 #pragma once
+#include "common/approximate.cuh"
 #include "common/activation.cuh"
 #include "common/async.cuh"
 #include "common/inputs.cuh"
@@ -46,22 +47,6 @@ struct AttentionArgs {
     float scale;
     u32 tile_blocks;  // whole blocks of the cache in a tile
 };
-
-#ifndef HOST_EMULATION
-// 2^x, subnormal results flushed.
-__device__ __forceinline__ float exp2_approx(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-// Two binary16, nearest even.
-__device__ __forceinline__ u32 pack_halves(float low, float high) {
-    u32 halves;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(halves) : "f"(high), "f"(low));
-    return halves;
-}
-#endif
 
 // value = half(value) + half(rest), for two values.
 __device__ __forceinline__ void split_halves(float a, float b, u32& high, u32& low) {

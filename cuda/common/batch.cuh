@@ -167,8 +167,8 @@ __device__ __forceinline__ void add_quads(const u32 (&upper)[4], const u32 (&low
 #pragma unroll
             for (int w = 0; w < 4; ++w) {
                 const i32 low = c[w / 2][w % 2 * 2 + 1] + (C::BIASED ? own.bias : 0);
-                const float sum = block_sum(c[w / 2][w % 2 * 2], low, own.scale);
-                acc[q][w] = fmaf(scales.code[part][w], sum, acc[q][w]);
+                const float sum = block_sum(c[w / 2][w % 2 * 2], low);
+                acc[q][w] = add_scaled<FORMAT>(scales.code[part][w], own.scale, sum, acc[q][w]);
             }
             if constexpr (C::MINIMUM) {
                 const float sum = part == 0 ? own.low_half : own.high_half;

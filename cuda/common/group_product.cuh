@@ -21,74 +21,149 @@ __device__ __forceinline__ ScaleRecord load_copied_record(const GroupShared<FORM
     return record;
 }
 
-// This lane's codes of half `m` of row tile `tile`: rows g + 16m and g + 16m + 8; as a whole tile's, whose first half they take
-// the place of.
+// Where a lane finds its own in a block: rows g + 16m and g + 16m + 8 of its warp's row tile.
 template <int FORMAT>
-__device__ __forceinline__ TileCodes load_half(const GroupStage<FORMAT>& stage, u32 b, u32 tile, u32 m, u32 lane) {
+struct LanePlaces {
     using S = Strides<FORMAT>;
+    using Stage = GroupStage<FORMAT>;
+    using B = TileBytes<FORMAT>;
+    u32 codes;
+    u32 high;
+    u32 scales;
+
+    __device__ __forceinline__ LanePlaces(const Stage& stage, u32 tile, u32 m, u32 lane) {
+        const auto place_of = [&](const void* place) { return kept((u32)((const u8*)place - (const u8*)&stage)); };
+        const u32 half = 2 * lane + m;
+        codes = place_of(stage.weight_codes[tile] + (FORMAT == FORMAT_Q8_0 ? 512 * m + 16 * lane : half * (S::CODES / 64)));
+        high = place_of(stage.weight_high[tile] + (FORMAT == FORMAT_Q6_K ? half : lane) * 4);
+        scales = place_of(stage.weight_scales[tile] + (lane / 4 * 2 + m) * (S::SCALES / 16));
+    }
+};
+
+template <class T, int FORMAT>
+__device__ __forceinline__ const T& at_place(const GroupStage<FORMAT>& stage, u32 place) {
+    return *(const T*)((const u8*)&stage + place);
+}
+
+// This lane's codes, as a whole tile's, whose first half they take the place of.
+template <int FORMAT>
+__device__ __forceinline__ TileCodes load_half(const GroupStage<FORMAT>& stage, u32 b, const LanePlaces<FORMAT>& places) {
+    using S = Strides<FORMAT>;
+    using B = TileBytes<FORMAT>;
     TileCodes raw;
-    const u8* codes = stage.weight_codes[tile] + b * S::CODES;
     if constexpr (FORMAT == FORMAT_Q8_0) {
-        raw.codes[0] = ((const Words4*)(codes + 512 * m))[lane];
+        raw.codes[0] = at_place<Words4>(stage, places.codes + b * B::CODES);
     } else if constexpr (S::CODES == 256) {
-        raw.pairs.x = ((const u32*)codes)[2 * lane + m];
+        raw.pairs.x = at_place<u32>(stage, places.codes + b * B::CODES);
     } else {
-        const Words2 words = ((const Words2*)codes)[2 * lane + m];
+        const Words2 words = at_place<Words2>(stage, places.codes + b * B::CODES);
         raw.codes[0].x = words.x;
         raw.codes[0].y = words.y;
     }
-    if constexpr (TileBytes<FORMAT>::HAS_HIGH) {
-        const u32* high = (const u32*)(stage.weight_high[tile] + b * S::HIGH);
-        if constexpr (FORMAT == FORMAT_Q6_K) {
-            raw.pairs.x = high[2 * lane + m];
-        } else {
-            raw.high = high[lane];
-        }
+    if constexpr (FORMAT == FORMAT_Q6_K) {
+        raw.pairs.x = at_place<u32>(stage, places.high + b * B::HIGH);
+    } else if constexpr (TileBytes<FORMAT>::HAS_HIGH) {
+        raw.high = at_place<u32>(stage, places.high + b * B::HIGH);
     }
     return raw;
 }
 
 // Scales of the lane's two rows, where they are not super-blocks'.
 template <int FORMAT>
-__device__ __forceinline__ ScaleRecord load_half_scales(const GroupStage<FORMAT>& stage, u32 b, u32 tile, u32 m, u32 lane) {
+__device__ __forceinline__ ScaleRecord load_half_scales(const GroupStage<FORMAT>& stage, u32 b, const LanePlaces<FORMAT>& places) {
     using S = Strides<FORMAT>;
+    using B = TileBytes<FORMAT>;
     ScaleRecord record;
-    const u8* scales = stage.weight_scales[tile] + b * S::SCALES;
     if constexpr (S::SCALES == 128) {
-        const Words2 words = ((const Words2*)scales)[lane / 4 * 2 + m];
+        const Words2 words = at_place<Words2>(stage, places.scales + b * B::SCALES);
         record.row.x = words.x;
         record.row.y = words.y;
     } else if constexpr (FORMAT == FORMAT_MXFP4) {
-        // Both halves' in one word.
-        record.row.x = ((const u32*)scales)[lane / 4] >> (16 * m);
+        record.row.x = at_place<u16>(stage, places.scales + b * B::SCALES);
     } else {
-        record.row.x = ((const u32*)scales)[lane / 4 * 2 + m];
+        record.row.x = at_place<u32>(stage, places.scales + b * B::SCALES);
     }
     return record;
 }
 
-// Four MXFP4 codes (the low 16 bits of `codes`) to bytes of 4 E2M1: each table yields seven bits of its sign's codes and
-// zero for the others.
-__device__ __forceinline__ u32 mxfp4_signed(u32 codes, u32 flipped) {
-    return (permute_bytes(0x03020100u, 0x0c080604u, codes) | permute_bytes(0x7d7e7f00u, 0x74787a7cu, flipped)) << 1;
+// MXFP4's scales are powers of two, and its codes take them along to the tensor cores where binary16 has room for all of a
+// warp's: a code is E2M1 2^(e + MXFP4_SHIFT) for scales of 2^-15 to 2^0. A block with another one goes without, and its sums are
+// multiplied.
+#define MXFP4_SHIFT 8
+#define MXFP4_FIRST (127 - 15)
+
+// What sums of this shape are multiplied with at the end.
+template <int FORMAT>
+struct GroupPost {
+    static constexpr float VALUE = FORMAT == FORMAT_MXFP4 ? 1.0f / (1 << MXFP4_SHIFT) : Codec<FORMAT>::POST;
+};
+
+// MXFP4's scales of a lane's two rows (a byte each) as binary16, twice each, and whether the warp's sums are to be multiplied.
+struct FoldedScales {
+    u32 at[2];
+    bool left;
+
+    __device__ __forceinline__ void fold(u32 bytes) {
+        // A byte below the first borrows, which is seen in the bits that none of the sixteen has.
+        const u32 steps = bytes - MXFP4_FIRST * 0x0101u;
+        left = __any_sync(0xffffffffu, (steps & ~0x0f0fu) != 0);
+        at[0] = ((steps & 15) + MXFP4_SHIFT) * 0x04000400u;
+        at[1] = ((steps >> 8 & 15) + MXFP4_SHIFT) * 0x04000400u;
+        if (__builtin_expect(left, false)) at[0] = at[1] = 15 * 0x04000400u;
+    }
+
+    // What the sums of row g + 8 `row` are multiplied with.
+    __device__ __forceinline__ static float rest(u32 bytes, u32 row) {
+        return __uint_as_float((bytes >> (8 * row) & 255) << 23) * (1 << MXFP4_SHIFT);
+    }
+};
+
+// The upper bytes of E2M1 as binary16 (the lower ones are zero), less their last bit, which is zero too: of codes 0 to 3 with
+// and without sign. They pass through a shuffle, so that the assembler keeps them in registers.
+struct HalfTables {
+    u32 plain;
+    u32 negative;
+
+    __device__ __forceinline__ HalfTables() {
+        plain = kept(0x1f1e1c00u);
+        negative = kept(0x5f5e5c40u);
+    }
+
+    // Four codes (the low 16 bits of `codes`). Each table yields zero for codes whose sign it does not have.
+    __device__ __forceinline__ void decode(u32 codes, u32 flipped, u32& first, u32& second) const {
+        const u32 seven = permute_bytes(plain, 0x23222120u, codes) | permute_bytes(negative, 0x63626160u, flipped);
+        const u32 upper = seven << 1;
+        first = permute_bytes(upper, 0, 0x1404);
+        second = permute_bytes(upper, 0, 0x3424);
+    }
+};
+
+// Four signed bytes as binary16, each 1152 too large.
+__device__ __forceinline__ void widen_bytes(u32 bytes, u32& first, u32& second) {
+    // Behind 0x64 a byte is 1024 + byte.
+    const u32 offset = bytes ^ 0x80808080u;
+    first = permute_bytes(offset, 0x64646464u, 0x4140);
+    second = permute_bytes(offset, 0x64646464u, 0x4342);
 }
 
-// Signed bytes as operand A has them: rows g, g + 8 of the first 16 columns, then of the last 16.
+// Codes as operands A of two products have them: elements 4t, 4t + 1 of rows g and g + 8, then 4t + 2, 4t + 3.
 template <int FORMAT>
-__device__ __forceinline__ void half_fragments(const TileCodes& raw, u32 m, u32 (&a)[4]) {
+__device__ __forceinline__ void half_fragments(const HalfTables& tables, const TileCodes& raw, u32 m, u32 (&a)[2][4]) {
     if constexpr (FORMAT == FORMAT_MXFP4) {
-        const u32 first = raw.codes[0].x;
-        const u32 second = raw.codes[0].y;
-        const u32 first_flipped = first ^ 0x88888888u;
-        const u32 second_flipped = second ^ 0x88888888u;
-        a[0] = mxfp4_signed(first, first_flipped);
-        a[1] = mxfp4_signed(second, second_flipped);
-        a[2] = mxfp4_signed(first >> 16, first_flipped >> 16);
-        a[3] = mxfp4_signed(second >> 16, second_flipped >> 16);
+        const u32 words[2] = {raw.codes[0].x, raw.codes[0].y};
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            const u32 flipped = words[row] ^ 0x88888888u;
+            tables.decode(words[row], flipped, a[0][row], a[0][2 + row]);
+            tables.decode(words[row] >> 16, flipped >> 16, a[1][row], a[1][2 + row]);
+        }
     } else {
         TileCodes first = raw;
         first.high <<= 4 * m;
-        fragments<FORMAT, 0>(first, a);
+        u32 bytes[4];
+        fragments<FORMAT, 0>(first, bytes);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) widen_bytes(bytes[i], a[i / 2][i % 2], a[i / 2][2 + i % 2]);
     }
 }
 
@@ -121,8 +196,7 @@ __device__ __forceinline__ HalfScales<FORMAT> half_scales(const UnitScales& unit
                 out.code[0][i] = low_half(words[i]);
                 out.least[0][i] = high_half(words[i]);
             } else if constexpr (FORMAT == FORMAT_MXFP4) {
-                // The codes are twice those of tile.cuh.
-                out.code[0][i] = 0.5f * __uint_as_float(((words[0] >> (8 * i)) & 255) << 23);
+                out.code[0][i] = 1.0f;
             } else {
                 out.code[0][i] = i == 0 ? low_half(words[0]) : high_half(words[0]);
             }
@@ -131,40 +205,16 @@ __device__ __forceinline__ HalfScales<FORMAT> half_scales(const UnitScales& unit
     return out;
 }
 
-// Shifts the sums of high bytes up to where the sums of low bytes are added to them.
-template <int N>
-__device__ __forceinline__ void shift_up(i32 (&sums)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) sums[i] = (i32)((u32)sums[i] << 8);
-}
-
-// Sixteens of columns whose scales are asked for before the sums that they scale have come.
-#define SCALES_AHEAD 2
-
-// The scales of a lane's columns in the first sixteens of the h-th half of the columns.
+// Adds a block's sums to `acc`. `own`: this lane's scales of the block, GROUP_COLUMNS / 4 of them before the next plane.
 template <int FORMAT, int N>
-struct AheadScales {
-    static constexpr int COUNT = N / 8 < SCALES_AHEAD ? N / 8 : SCALES_AHEAD;
-    FourSums at[COUNT];
-
-    __device__ __forceinline__ void load(const FourSums* sums, int h) {
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) at[i] = sums[(h * (N / 8) + i) * 4];
-    }
-};
-
-// Adds the sums of the h-th half of the columns to `acc`. `own`: this lane's scales of the block, GROUP_COLUMNS / 4 of them
-// before the next plane.
-template <int FORMAT, int N>
-__device__ __forceinline__ void add_sums(const i32 (&sums)[N], const HalfScales<FORMAT>& scales, int part, const FourSums* own,
-                                         const AheadScales<FORMAT, N>& ahead, int h, float (&acc)[N]) {
+__device__ __forceinline__ void add_sums(const float (&sums)[N], const HalfScales<FORMAT>& scales, int part, const FourSums* own,
+                                         float (&acc)[N]) {
     using C = Codec<FORMAT>;
-    constexpr int HELD = AheadScales<FORMAT, N>::COUNT;
 #pragma unroll
     for (int i = 0; i < N / 8; ++i) {
         // Of this lane's columns in sixteen.
-        const auto four = [&](int plane) { return own[plane * (GROUP_COLUMNS / 4) + (h * (N / 8) + i) * 4]; };
-        const FourSums scale = i < HELD ? ahead.at[i < HELD ? i : 0] : four(0);
+        const auto four = [&](int plane) { return own[plane * (GROUP_COLUMNS / 4) + i * 4]; };
+        const FourSums scale = four(0);
         FourSums least;
         if constexpr (C::MINIMUM && C::HALVES) least = four(1 + part);
         if constexpr (C::MINIMUM && !C::HALVES) {
@@ -177,127 +227,132 @@ __device__ __forceinline__ void add_sums(const i32 (&sums)[N], const HalfScales<
             const int row = j % 4 / 2;
             const int column = j / 4 * 2 + j % 2;
             float& total = acc[8 * i + j];
-            total = fmaf(scales.code[part][row], scale.at[column] * (float)sums[8 * i + j], total);
+            if constexpr (FORMAT == FORMAT_MXFP4) {
+                total = fmaf(scale.at[column], sums[8 * i + j], total);
+            } else {
+                total = add_scaled<FORMAT>(scales.code[part][row], scale.at[column], sums[8 * i + j], total);
+            }
             if constexpr (C::MINIMUM) total = fmaf(scales.least[part][row], least.at[column], total);
         }
     }
 }
 
-// Begins, after `products_begin`, the products of one half of the columns with part `part` of fragment `a`: high bytes, or with
-// KEEP low bytes added to `sums`. `operand`: of the half's first columns.
-template <int FORMAT, bool KEEP, int N>
-__device__ __forceinline__ void begin_products(i32 (&sums)[N], const u32 (&a)[4], int part, u32 operand) {
-    const bool first = !Codec<FORMAT>::HALVES || part == 0;
-    const bool second = !Codec<FORMAT>::HALVES || part == 1;
-    products_add<KEEP>(sums, first ? a[0] : 0, first ? a[1] : 0, second ? a[2] : 0, second ? a[3] : 0,
-                       operand + (KEEP ? OPERAND_STRIDE / 2 / 16 : 0));
+// Begins the products of one half of the columns with both halves of a block, or with half `part` where each has scales of its
+// own. `operand`: of the half's first columns.
+template <int FORMAT, int N>
+__device__ __forceinline__ void begin_products(float (&sums)[N], const u32 (&a)[2][4], int part, u32 operand) {
+    constexpr u32 HALF = OPERAND_STRIDE / 2 / 16;
+    if constexpr (Codec<FORMAT>::HALVES) {
+        products_add<false>(sums, a[part], operand + part * HALF);
+    } else {
+        products_add<false>(sums, a[0], operand);
+        products_add<true>(sums, a[1], operand + HALF);
+    }
     products_commit();
 }
 
-// What a warp reads of a block's weights: its codes, and scales where they are not super-blocks'.
-template <int FORMAT>
-struct HalfBlock {
-    TileCodes codes;
-    ScaleRecord scales;
+// Multiplies the sums of rows g and g + 8.
+template <int N>
+__device__ __forceinline__ void scale_rows(float (&sums)[N], float first, float second) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) sums[i] *= i % 4 < 2 ? first : second;
+}
 
-    __device__ __forceinline__ void load(const GroupStage<FORMAT>& stage, u32 b, u32 tile, u32 m, u32 lane) {
-        codes = load_half<FORMAT>(stage, b, tile, m, lane);
-        if constexpr (!Codec<FORMAT>::SUPER) scales = load_half_scales<FORMAT>(stage, b, tile, m, lane);
+// The weights of a block on their way to the tensor cores: all but the last step, which must come right before the products.
+template <int FORMAT>
+struct Fragments {
+    u32 words[2][4];
+    ScaleRecord record;
+    FoldedScales folded;
+    u32 operand;  // of the block's activations
+
+    __device__ __forceinline__ void fetch(const GroupShared<FORMAT>& shared, u32 place, const LanePlaces<FORMAT>& places,
+                                          const HalfTables& tables, u32 m) {
+        const GroupStage<FORMAT>& stage = shared.stages[place / GROUP_BLOCKS];
+        const u32 b = place % GROUP_BLOCKS;
+        operand = shared_operand(stage.codes[b].at);
+        const TileCodes codes = load_half(stage, b, places);
+        if constexpr (!Codec<FORMAT>::SUPER) record = load_half_scales(stage, b, places);
+        if constexpr (FORMAT == FORMAT_MXFP4) folded.fold(record.row.x);
+        half_fragments<FORMAT>(tables, codes, m, words);
+    }
+
+    __device__ __forceinline__ void finish(u32 (&a)[2][4]) const {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const u32 word = words[i / 4][i % 4];
+            a[i / 4][i % 4] = FORMAT == FORMAT_MXFP4 ? multiply_halves(word, folded.at[i % 2]) : subtract_halves(word, 0x64806480u);
+        }
     }
 };
 
 // The sums of this warp's 16 rows of the CTA's row tile `tile` with LIVE pieces of columns, in this thread's `shared.totals`;
 // [4p + n]: columns 32p + 8n on, as mma has them.
 //
-// While a half's sums are shifted or scaled, products of the other half run; the weights of the next block are read before. (The
-// assembler takes no product that runs from one block into the next: it would wait for each.)
+// While products run, the weights of the next block are taken apart. (The assembler takes no product that runs from one block
+// into the next, nor fragments that come from the one before: it would wait for each.)
 template <int FORMAT, int LIVE>
 __device__ __forceinline__ void consume(u32 blocks, u32 tile, u32 m, u32 lane, GroupShared<FORMAT>& shared) {
     using C = Codec<FORMAT>;
     constexpr int PARTS = HalfScales<FORMAT>::PARTS;
-    const u32 units = blocks / C::BLOCKS;
-    // Sums of one half of the columns, and how far its operand lies from the other's.
-    constexpr int N = 8 * LIVE;
-    constexpr u32 RIGHT = N / 4 * (OPERAND_STRIDE / 16);
-    float acc[2][N];
+    constexpr int N = 16 * LIVE;
+    const LanePlaces<FORMAT> places(shared.stages[0], tile, m, lane);
+    const HalfTables tables;
 #pragma unroll
-    for (int i = 0; i < N; ++i) acc[0][i] = acc[1][i] = 0.0f;
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) shared.totals[i][threadIdx.x] = {{0.0f, 0.0f, 0.0f, 0.0f}};
-    u32 slice = 0;
-    u32 slice_end = slice_begin(1, units);
-    const auto end_slices = [&](u32 unit) {
-        // Empty slices add zero, as in the split shape.
-        while (slice < SLICES && unit == slice_end) {
-#pragma unroll
-            for (int i = 0; i < N / 2; ++i) {
-                FourSums total = shared.totals[i][threadIdx.x];
-#pragma unroll
-                for (int c = 0; c < 4; ++c) {
-                    float& own = acc[i / (N / 4)][i % (N / 4) * 4 + c];
-                    total.at[c] += own;
-                    own = 0.0f;
-                }
-                shared.totals[i][threadIdx.x] = total;
-            }
-            ++slice;
-            slice_end = slice_begin(slice + 1, units);
-        }
-    };
-    end_slices(0);
+    for (int i = 0; i < N / 4; ++i) shared.totals[i][threadIdx.x] = {{0.0f, 0.0f, 0.0f, 0.0f}};
     UnitScales unit;
-    HalfBlock<FORMAT> half;
+    Fragments<FORMAT> next;
     shared.full[0].wait(0);
-    half.load(shared.stages[0], 0, tile, m, lane);
-    // Blocks are not unrolled, so that the loop stays in the instruction cache next to the scheduler. Warps go through the
-    // stages on their own. Behind the last block comes itself, for nothing.
+    next.fetch(shared, 0, places, tables, m);
+    u32 block = 0;
 #pragma unroll 1
-    for (u32 block = 0; block < blocks; ++block) {
-        const u32 b = block % GROUP_BLOCKS;
-        const u32 place = block / GROUP_BLOCKS % GROUP_STAGES;
-        const GroupStage<FORMAT>& stage = shared.stages[place];
-        u32 a[4];
-        half_fragments<FORMAT>(half.codes, m, a);
-        if constexpr (C::SUPER) {
-            if (block % 8 == 0) unit = unpack<FORMAT>(load_copied_record<FORMAT>(shared, tile, lane));
-        } else {
-            unit = unpack<FORMAT>(half.scales);
-        }
-        const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
+    for (u32 slice = 0; slice < SLICES; ++slice) {
+        const u32 end = slice_begin(slice + 1, blocks / C::BLOCKS) * C::BLOCKS;
+        float acc[N];
 #pragma unroll
-        for (int part = 0; part < PARTS; ++part) {
-            const u32 operand = shared_operand(stage.codes[b]);
-            i32 left[N], right[N];
-            products_begin();
-            begin_products<FORMAT, false>(left, a, part, operand);
-            begin_products<FORMAT, false>(right, a, part, operand + RIGHT);
-            if (part == 0) {
-                const u32 next = block + 1 < blocks ? block + 1 : block;
-                const u32 next_place = next / GROUP_BLOCKS % GROUP_STAGES;
-                if (next % GROUP_BLOCKS == 0) shared.full[next_place].wait(next / GROUP_BLOCKS / GROUP_STAGES % 2);
-                half.load(shared.stages[next_place], next % GROUP_BLOCKS, tile, m, lane);
+        for (int i = 0; i < N; ++i) acc[i] = 0.0f;
+        // Blocks are not unrolled, so that the loop stays in the instruction cache next to the scheduler. Warps go through the
+        // stages on their own.
+#pragma unroll 1
+        for (; block < end; ++block) {
+            if constexpr (C::SUPER) {
+                if (block % 8 == 0) unit = unpack<FORMAT>(load_copied_record<FORMAT>(shared, tile, lane));
+            } else {
+                unit = unpack<FORMAT>(next.record);
             }
-            products_wait<1>(left);
-            shift_up(left);
-            products_begin();
-            begin_products<FORMAT, true>(left, a, part, operand);
-            products_wait<1>(right);
-            shift_up(right);
-            products_begin();
-            begin_products<FORMAT, true>(right, a, part, operand + RIGHT);
-            const FourSums* own = (const FourSums*)stage.sums[b][0] + lane % 4;
-            AheadScales<FORMAT, N> ahead;
-            ahead.load(own, 0);
-            products_wait<1>(left);
-            add_sums<FORMAT>(left, scales, part, own, ahead, 0, acc[0]);
-            ahead.load(own, 1);
-            products_wait<0>(right);
-            add_sums<FORMAT>(right, scales, part, own, ahead, 1, acc[1]);
+            const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
+            const u32 bytes = unit.words[0];
+            const bool left = FORMAT == FORMAT_MXFP4 && next.folded.left;
+            const u32 operand = next.operand;
+            u32 a[2][4];
+            next.finish(a);
+#pragma unroll
+            for (int part = 0; part < PARTS; ++part) {
+                float sums[N];
+                products_begin();
+                begin_products<FORMAT>(sums, a, part, operand);
+                if (part == PARTS - 1) {
+                    // Behind the last block comes whatever is there, for nothing.
+                    const u32 place = (block + 1) % GROUP_PLACES;
+                    if (place % GROUP_BLOCKS == 0 && block + 1 < blocks) {
+                        shared.full[place / GROUP_BLOCKS].wait((block + 1) / GROUP_PLACES % 2);
+                    }
+                    next.fetch(shared, place, places, tables, m);
+                }
+                const FourSums* own = (const FourSums*)shared.sums[block % SUM_PLACES].at[0] + lane % 4;
+                products_wait<0>(sums);
+                if (__builtin_expect(left, false)) scale_rows(sums, FoldedScales::rest(bytes, 0), FoldedScales::rest(bytes, 1));
+                add_sums<FORMAT>(sums, scales, part, own, acc);
+            }
+            if (block % GROUP_BLOCKS == GROUP_BLOCKS - 1) shared.empty[block % GROUP_PLACES / GROUP_BLOCKS].arrive();
         }
-        if ((block + 1) % C::BLOCKS == 0) end_slices((block + 1) / C::BLOCKS);
-        if (b + 1 == GROUP_BLOCKS) {
-            __syncwarp();
-            if (lane == 0) shared.empty[place].arrive();
+        // Empty slices add zero, as in the split shape.
+#pragma unroll
+        for (int i = 0; i < N / 4; ++i) {
+            FourSums total = shared.totals[i][threadIdx.x];
+#pragma unroll
+            for (int c = 0; c < 4; ++c) total.at[c] += acc[4 * i + c];
+            shared.totals[i][threadIdx.x] = total;
         }
     }
 }
@@ -311,8 +366,7 @@ __device__ __forceinline__ void consume_live(u32 blocks, bool active, u32 live, 
     const u32 lane = thread % 32;
     const u32 m = thread / 32 % 2;
     const u32 tile = thread / 64;
-    if (!active) {
-        if (lane > 0) return;
+    if (__ballot_sync(0xffffffffu, active) == 0) {
         for (u32 index = 0; index < blocks / GROUP_BLOCKS; ++index) {
             shared.full[index % GROUP_STAGES].wait(index / GROUP_STAGES % 2);
             shared.empty[index % GROUP_STAGES].arrive();
@@ -339,18 +393,21 @@ struct ColumnGroups {
 // The products of the CTA's row tiles, whose planes `planes_of(tile)` tells, with group after group of its columns.
 // `active`: the warpgroup has something to do. `open(column, place)` tells what stands in column `place` of a group: the
 // activation row of `column`, and leaves in `shared` what else is asked for later. `finish(first column, live)` is called by
-// the threads that multiply when every sum of a group is in `shared.totals`. All threads of the CTA call it, once.
-template <int FORMAT, class PlanesOf, class Open, class Finish>
+// the threads that multiply when every sum of a group is in `shared.totals`, `store(first column, live)` by all when they have
+// finished. All threads of the CTA call this, once.
+template <int FORMAT, class PlanesOf, class Open, class Finish, class Store>
 __device__ __forceinline__ void group_products(u32 blocks, const Activations& x, const ColumnGroups& columns, bool active,
                                                GroupShared<FORMAT>& shared, const PlanesOf& planes_of, const Open& open,
-                                               const Finish& finish) {
+                                               const Finish& finish, const Store& store) {
     const auto live_of = [&](u32 first) { return columns.end - first < columns.width ? columns.end - first : columns.width; };
     if (threadIdx.x >= GROUP_CONSUMERS) {
         release_registers<PRODUCER_REGISTERS>();
         for (u32 first = columns.first; first < columns.end; first += columns.stride) {
             __syncthreads();
-            produce<FORMAT>(blocks, x, live_of(first), shared);
+            produce_live<FORMAT>(blocks, x, live_of(first), shared);
             __syncthreads();
+            __syncthreads();
+            store(first, live_of(first));
             __syncthreads();
         }
         return;
@@ -364,7 +421,7 @@ __device__ __forceinline__ void group_products(u32 blocks, const Activations& x,
         }
         if (threadIdx.x < GROUP_STAGES) {
             shared.full[threadIdx.x].open(GROUP_PRODUCERS);
-            shared.empty[threadIdx.x].open(GROUP_CONSUMERS / 32);
+            shared.empty[threadIdx.x].open(GROUP_CONSUMERS);
         }
         __syncthreads();
         consume_live<FORMAT>(blocks, active, live, shared);
@@ -374,6 +431,8 @@ __device__ __forceinline__ void group_products(u32 blocks, const Activations& x,
             shared.empty[threadIdx.x].close();
         }
         finish(first, live);
+        __syncthreads();
+        store(first, live);
         __syncthreads();
     }
 }
@@ -398,7 +457,7 @@ struct GroupRows {
 #pragma unroll
             for (int c = 0; c < 4; ++c) {
                 const u32 column = 8 * i + 2 * (lane % 4) + c % 2;
-                if (column < live) store(row + 8 * (c / 2), column, total.at[c] * Codec<FORMAT>::POST);
+                if (column < live) store(row + 8 * (c / 2), column, total.at[c] * GroupPost<FORMAT>::VALUE);
             }
         }
     }

@@ -15,39 +15,56 @@
 // Columns of one piece, and pieces.
 #define PIECE_COLUMNS 32
 #define PIECES (GROUP_COLUMNS / PIECE_COLUMNS)
-// Blocks copied per stage, and stages.
+// Places for blocks; they are filled, and left, GROUP_BLOCKS at a time: a stage.
 #define GROUP_BLOCKS 2
-#define GROUP_STAGES 4
-static_assert(GROUP_STAGES * GROUP_BLOCKS <= 8, "the record of a super-block is taken out before the next one comes");
-static_assert(GROUP_PRODUCERS == GROUP_COLUMNS && GROUP_BLOCKS == 2, "who copies what");
+#define GROUP_PLACES 8
+#define GROUP_STAGES (GROUP_PLACES / GROUP_BLOCKS)
+static_assert(GROUP_PLACES <= 8, "the record of a super-block is taken out before the next one comes");
+// Blocks whose sums are copied at once, and places for them: those in use may be as old as the oldest place for blocks.
+#define SUM_BLOCKS 8
+#define SUM_PLACES 16
+static_assert(SUM_PLACES >= SUM_BLOCKS + GROUP_PLACES, "sums are left before others come");
+static_assert(GROUP_PRODUCERS == 128 && GROUP_BLOCKS == 2, "who copies what");
 
-// [eight columns][high, low][half of the block][column][element]
+// [eight columns][half of the block][eight elements][column][byte]
 typedef u8 GroupCodes[GROUP_COLUMNS / 8][2][2][8][16];
 
-// Bytes of a row tile's planes in a stage, and of a super-block's record; 16 where the format has none.
+// Bytes of a row tile's planes in a block, and of a super-block's record; 16 where the format has none.
 template <int FORMAT>
 struct TileBytes {
     using S = Strides<FORMAT>;
     static constexpr bool HAS_HIGH = FORMAT == FORMAT_Q5_0 || FORMAT == FORMAT_Q5_1 || FORMAT == FORMAT_Q5_K ||
                                      FORMAT == FORMAT_Q3_K || FORMAT == FORMAT_Q6_K;
     static constexpr bool HAS_SUPERS = FORMAT == FORMAT_Q2_K || FORMAT == FORMAT_Q6_K;
-    static constexpr u32 CODES = GROUP_BLOCKS * S::CODES;
-    static constexpr u32 HIGH = HAS_HIGH ? GROUP_BLOCKS * S::HIGH : 16;
-    static constexpr u32 SCALES = Codec<FORMAT>::SUPER ? 16 : GROUP_BLOCKS * S::SCALES;
+    static constexpr u32 CODES = S::CODES;
+    static constexpr u32 HIGH = HAS_HIGH ? S::HIGH : 16;
+    static constexpr u32 SCALES = Codec<FORMAT>::SUPER ? 16 : S::SCALES;
     static constexpr u32 RECORD = Codec<FORMAT>::SUPER ? S::SCALES : 16;
     static constexpr u32 SUPERS = HAS_SUPERS ? S::SUPERS : 16;
+};
+
+// A block's codes. A copy of both blocks of a stage writes 64 bytes of each at once: their places differ by 64 bytes in 128, so
+// that they are in different banks.
+struct BlockCodes {
+    GroupCodes at;
+    u8 padding[64];
 };
 
 template <int FORMAT>
 struct alignas(16) GroupStage {
     using B = TileBytes<FORMAT>;
-    // Scales, for formats with a minimum also both halves' sums of codes; columns as `sums_place` has them.
-    static constexpr u32 SUMS = Codec<FORMAT>::MINIMUM ? 3 : 1;
-    GroupCodes codes[GROUP_BLOCKS];
-    alignas(16) float sums[GROUP_BLOCKS][SUMS][GROUP_COLUMNS];
-    u8 weight_codes[GROUP_TILES][B::CODES];
-    u8 weight_high[GROUP_TILES][B::HIGH];
-    u8 weight_scales[GROUP_TILES][B::SCALES];
+    BlockCodes codes[GROUP_BLOCKS];
+    // A tile's blocks one behind the other, as they lie in memory.
+    u8 weight_codes[GROUP_TILES][GROUP_BLOCKS * B::CODES];
+    u8 weight_high[GROUP_TILES][GROUP_BLOCKS * B::HIGH];
+    u8 weight_scales[GROUP_TILES][GROUP_BLOCKS * B::SCALES];
+};
+
+// Of one block: scales, for formats with a minimum also both halves' sums of codes; columns as `sums_place` has them.
+template <int FORMAT>
+struct GroupSums {
+    static constexpr u32 COUNT = Codec<FORMAT>::MINIMUM ? 3 : 1;
+    alignas(16) float at[COUNT][GROUP_COLUMNS];
 };
 
 // Where the sums of a column lie: a lane's four of sixteen columns side by side.
@@ -71,12 +88,14 @@ template <int FORMAT>
 struct GroupShared {
     using B = TileBytes<FORMAT>;
     GroupStage<FORMAT> stages[GROUP_STAGES];
+    GroupSums<FORMAT> sums[SUM_PLACES];
     // Of the super-block that begins next; a lane takes its own out as it begins.
     alignas(16) u8 records[GROUP_TILES][B::RECORD];
     alignas(16) u8 supers[GROUP_TILES][B::SUPERS];
-    FourSums totals[PIECES * 4][GROUP_CONSUMERS];  // each thread's own
+    // Each thread's own. Those of neighbouring columns are in different banks.
+    FourSums totals[PIECES * 4][GROUP_CONSUMERS + 4];
     TilePlanes tiles[GROUP_TILES];
-    PhaseBarrier full[GROUP_STAGES];   // every producer's copies have ended
+    PhaseBarrier full[GROUP_STAGES];   // every producer's copies have ended, and those without one
     PhaseBarrier empty[GROUP_STAGES];  // every warp that multiplies has left
     u32 rows[GROUP_COLUMNS];   // activation row of each column; dead columns name some row that exists
     u32 pairs[GROUP_COLUMNS];  // of experts' products
@@ -91,79 +110,108 @@ __device__ __forceinline__ TilePlanes tile_planes(const Weight& weight, u64 row_
     return {at.codes, at.high, at.scales, at.supers};
 }
 
-// Starts this producer's share of the copies of `live` bytes behind `offset` of each tile's plane; BYTES have room.
+// Starts the copies of what `count` blocks from `block` on have in each tile's plane, BYTES each: a thread of one warp each, and
+// without it from then on. `full` ends no phase before them.
 template <u32 BYTES>
-__device__ __forceinline__ void copy_planes(u8 (&target)[GROUP_TILES][BYTES], const TilePlanes* tiles,
-                                            const u8* TilePlanes::*plane, u64 offset, u32 live) {
+__device__ __forceinline__ void copy_planes(u8 (&target)[GROUP_TILES][GROUP_BLOCKS * BYTES], const TilePlanes* tiles,
+                                            const u8* TilePlanes::*plane, u32 block, u32 count, PhaseBarrier& full) {
+    const u32 tile = threadIdx.x % 32;
+    if (tile >= GROUP_TILES) return;
+    full.expect(count * BYTES);
+    copy_bulk(target[tile], tiles[tile].*plane + (u64)block * BYTES, count * BYTES, full);
+}
+
+// Starts this producer's share of the copies of a super-block's plane, of which there is one place.
+template <u32 BYTES>
+__device__ __forceinline__ void copy_records(u8 (&target)[GROUP_TILES][BYTES], const TilePlanes* tiles,
+                                             const u8* TilePlanes::*plane, u32 super_block) {
     constexpr u32 PARTS = BYTES / 16;
-    constexpr u32 ALL = GROUP_TILES * PARTS;
 #pragma unroll
-    for (u32 first = 0; first < ALL; first += GROUP_PRODUCERS) {
-        const u32 index = first + threadIdx.x % GROUP_PRODUCERS;
-        if (first + GROUP_PRODUCERS > ALL && index >= ALL) break;
+    for (u32 index = threadIdx.x % GROUP_PRODUCERS; index < GROUP_TILES * PARTS; index += GROUP_PRODUCERS) {
         const u32 part = index % PARTS * 16;
-        if (part < live) copy_async(&target[index / PARTS][part], tiles[index / PARTS].*plane + offset + part, true);
+        const u32 tile = index / PARTS;
+        copy_async(&target[tile][part], tiles[tile].*plane + (u64)super_block * BYTES + part, true);
     }
 }
 
-// What the copying warpgroup does for one product of `blocks` blocks and `live` columns: stage after stage, as places become
-// free. A warp asks for all 64 bytes of eight columns' codes at once, eight lanes for sixteen of them each, so that they are
-// fetched once and their places in shared memory are 128 bytes in a row.
-template <int FORMAT>
-__device__ __forceinline__ void produce(u32 blocks, const Activations& x, u32 live, GroupShared<FORMAT>& shared) {
+// A producer's columns: those of each sixteen that its warp copies, four at a time; of each its lanes copy eighths.
+template <int STEPS>
+struct ProducerColumns {
+    u32 codes[STEPS];  // where this lane's eighths begin, in units of 16 bytes
+    const u32* rows;
+    u32 column;  // the first; the next are 16 further
+    u32 eighth;
+
+    __device__ __forceinline__ ProducerColumns(const u32* rows, u32 blocks)
+        : rows(rows), column(threadIdx.x / 32 % 4 * 4 + threadIdx.x % 32 / 8), eighth(threadIdx.x % 8) {
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i) codes[i] = rows[16 * i + column] * blocks * (ACTIVATION_CODE_BYTES / 16) + eighth;
+    }
+
+    // The codes of a stage's blocks from `from` on: of a column 128 bytes in a row, which are fetched once.
+    template <int FORMAT>
+    __device__ __forceinline__ void copy_codes(GroupStage<FORMAT>& stage, const u8* from, u32 count) const {
+        const u32 b = eighth / 4;
+        if (b >= count) return;
+        u8* to = stage.codes[b].at[column / 8][eighth % 4 / 2][eighth % 2][column % 8];
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i) {
+            copy_async(to + i * 2 * (u32)sizeof(GroupCodes) / (GROUP_COLUMNS / 8), from + (u64)codes[i] * 16, true);
+        }
+    }
+
+    // The sums of SUM_BLOCKS blocks; of a column 32 bytes in a row.
+    template <int FORMAT>
+    __device__ __forceinline__ void copy_sums(GroupSums<FORMAT>* places, const ActivationSums* sums, u32 block,
+                                              u32 blocks) const {
+        const u32 stride = sums_stride(blocks);
+        const float* from = (const float*)sums + block + eighth;
+        GroupSums<FORMAT>& place = places[(block + eighth) % SUM_PLACES];
+#pragma unroll 2
+        for (int i = 0; i < STEPS; ++i) {
+            const float* row = from + (u64)(rows[16 * i + column] * 4) * stride;
+#pragma unroll
+            for (u32 s = 0; s < GroupSums<FORMAT>::COUNT; ++s) {
+                copy_bytes_async<4>(&place.at[s][sums_place(16 * i + column)], row + s * stride);
+            }
+        }
+    }
+};
+static_assert(SUM_BLOCKS == 8, "an eighth is a block");
+
+// What the copying warpgroup does for one product of `blocks` blocks and LIVE pieces of columns: stage after stage, as places
+// become free. The level-2 cache answers requests for lines, however little of them is asked for: all copies are of whole ones,
+// or of a sector.
+template <int FORMAT, int LIVE>
+__device__ __forceinline__ void produce(u32 blocks, const Activations& x, GroupShared<FORMAT>& shared) {
     using C = Codec<FORMAT>;
     using S = Strides<FORMAT>;
     using B = TileBytes<FORMAT>;
-    const u32 lane = threadIdx.x % 32;
+    const ProducerColumns<2 * LIVE> columns(shared.rows, blocks);
     const u32 warp = threadIdx.x / 32 % 4;
-    const u32 pieces = (live + PIECE_COLUMNS - 1) / PIECE_COLUMNS;
-    const u32 part = lane / 8;
-    // Of column 32 i + `column`, and of column 64 i + `summed`, whose sums this lane copies for block lane % 2 of each stage.
-    const u32 column = 8 * warp + lane % 8;
-    const u32 summed = 16 * warp + lane / 2;
-    u32 codes[PIECES], sums[PIECES / 2];
-#pragma unroll
-    for (u32 i = 0; i < PIECES; ++i) codes[i] = shared.rows[32 * i + column] * blocks;
-#pragma unroll
-    for (u32 i = 0; i < PIECES / 2; ++i) sums[i] = shared.rows[64 * i + summed] * blocks + lane % 2;
+    const u8* codes = x.codes;
     u32 place = 0;
-    u32 round = 0;
+    u32 parity = 1;
 #pragma unroll 1
     for (u32 block = 0; block < blocks; block += GROUP_BLOCKS) {
         GroupStage<FORMAT>& stage = shared.stages[place];
-        if (round > 0) shared.empty[place].wait((round - 1) % 2);
+        PhaseBarrier& full = shared.full[place];
+        // A barrier that was never left counts as having been.
+        shared.empty[place].wait(parity);
         const u32 count = blocks - block < GROUP_BLOCKS ? blocks - block : GROUP_BLOCKS;
-#pragma unroll
-        for (u32 i = 0; i < PIECES; ++i) {
-            if (i >= pieces) break;
-            const u8* from = x.codes + (u64)(codes[i] + block) * ACTIVATION_CODE_BYTES + part * 16;
-#pragma unroll
-            for (u32 b = 0; b < GROUP_BLOCKS; ++b) {
-                if (b >= count) break;
-                copy_async(stage.codes[b][4 * i + warp][part / 2][part % 2][lane % 8], from + b * ACTIVATION_CODE_BYTES, true);
-            }
-        }
-#pragma unroll
-        for (u32 i = 0; i < PIECES / 2; ++i) {
-            if (64 * i + summed >= pieces * PIECE_COLUMNS || lane % 2 >= count) break;
-            const float* from = (const float*)(x.sums + (sums[i] + block));
-#pragma unroll
-            for (u32 s = 0; s < GroupStage<FORMAT>::SUMS; ++s) {
-                copy_bytes_async<4>(&stage.sums[lane % 2][s][sums_place(64 * i + summed)], from + s);
-            }
-        }
-        copy_planes(stage.weight_codes, shared.tiles, &TilePlanes::codes, (u64)block * S::CODES, count * S::CODES);
+        if (warp == 0) copy_planes<S::CODES>(stage.weight_codes, shared.tiles, &TilePlanes::codes, block, count, full);
         if constexpr (B::HAS_HIGH) {
-            copy_planes(stage.weight_high, shared.tiles, &TilePlanes::high, (u64)block * S::HIGH, count * S::HIGH);
+            if (warp == 1) copy_planes<S::HIGH>(stage.weight_high, shared.tiles, &TilePlanes::high, block, count, full);
         }
         if constexpr (!C::SUPER) {
-            copy_planes(stage.weight_scales, shared.tiles, &TilePlanes::scales, (u64)block * S::SCALES, count * S::SCALES);
+            if (warp == 2) copy_planes<S::SCALES>(stage.weight_scales, shared.tiles, &TilePlanes::scales, block, count, full);
         } else if (block % 8 == 0) {
-            copy_planes(shared.records, shared.tiles, &TilePlanes::scales, (u64)(block / 8) * S::SCALES, S::SCALES);
-            if constexpr (B::HAS_SUPERS) {
-                copy_planes(shared.supers, shared.tiles, &TilePlanes::supers, (u64)(block / 8) * S::SUPERS, S::SUPERS);
-            }
+            copy_records(shared.records, shared.tiles, &TilePlanes::scales, block / 8);
+            if constexpr (B::HAS_SUPERS) copy_records(shared.supers, shared.tiles, &TilePlanes::supers, block / 8);
         }
+        columns.copy_codes(stage, codes, count);
+        codes += GROUP_BLOCKS * ACTIVATION_CODE_BYTES;
+        if (block % SUM_BLOCKS == 0) columns.copy_sums(shared.sums, x.sums, block, blocks);
         commit_copies();
         // The stage before has come by now, or soon.
         if (block > 0) {
@@ -173,10 +221,24 @@ __device__ __forceinline__ void produce(u32 blocks, const Activations& x, u32 li
         }
         if (++place == GROUP_STAGES) {
             place = 0;
-            ++round;
+            parity ^= 1;
         }
     }
     wait_copies<0>();
     publish_operands();
     shared.full[place == 0 ? GROUP_STAGES - 1 : place - 1].arrive();
+}
+
+// The same for `live` columns that hold something.
+template <int FORMAT>
+__device__ __forceinline__ void produce_live(u32 blocks, const Activations& x, u32 live, GroupShared<FORMAT>& shared) {
+    if (live > 3 * PIECE_COLUMNS) {
+        produce<FORMAT, 4>(blocks, x, shared);
+    } else if (live > 2 * PIECE_COLUMNS) {
+        produce<FORMAT, 3>(blocks, x, shared);
+    } else if (live > PIECE_COLUMNS) {
+        produce<FORMAT, 2>(blocks, x, shared);
+    } else {
+        produce<FORMAT, 1>(blocks, x, shared);
+    }
 }

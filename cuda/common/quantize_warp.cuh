@@ -8,5 +8,5 @@ __device__ __forceinline__ void quantize_warp(float value, u8* codes, Activation
     Floats4 four;
 #pragma unroll
     for (int i = 0; i < 4; ++i) four.at[i] = __shfl_sync(0xffffffffu, value, 4 * part + i);
-    quantize_block(four, part, threadIdx.x % 32 < 8, (u32*)(codes + record * ACTIVATION_CODE_BYTES), sums + record);
+    quantize_block(four, part, threadIdx.x % 32 < 8, {codes, sums, record});
 }

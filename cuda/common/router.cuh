@@ -23,7 +23,7 @@ struct RouterNormArgs {
     u8* codes;
     ActivationSums* sums;
     float eps;
-    u32 planes;  // 1: high and low bytes of records apart
+    u32 use;  // a RecordUse
 };
 
 // A normalised row and its records, where they are wanted: a warp takes 32 quads, from `first` on every `step`-th.
@@ -38,8 +38,8 @@ __device__ __forceinline__ void put_out(const RouterNormArgs& args, const Floats
         const u64 at = (u64)token * quads + (live ? quad : 0);
         if (live && args.normed) ((Floats4*)args.normed)[at] = four;
         if (args.codes) {
-            quantize_block(four, quad % 8, live, (u32*)(args.codes + at / 8 * ACTIVATION_CODE_BYTES), args.sums + at / 8,
-                           args.planes != 0);
+            const u32 block = live ? quad / 8 : 0;
+            quantize_block(four, quad % 8, live, {args.codes, args.sums, token, quads / 8, block, args.use});
         }
     }
 }

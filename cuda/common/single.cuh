@@ -129,7 +129,7 @@ __device__ __forceinline__ void fill_activations(const SingleActivations& out, c
                 for (int j = 0; j < 4; ++j) four.at[j] = four.at[j] * scale * factors.at[i].at[j];
                 if (normed && live) ((Floats4*)normed)[index] = four;
             }
-            quantize_block(four, threadIdx.x % 8, live, (u32*)(out.codes + index / 8 * 4), out.sums + index / 8);
+            quantize_block(four, threadIdx.x % 8, live, {(u8*)out.codes, out.sums, index / 8});
         }
     }
     __syncthreads();

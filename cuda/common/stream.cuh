@@ -196,7 +196,7 @@ __device__ __forceinline__ float add_single(const ByteTables& tables, const Tile
         }
         const RowScale scale = scale_of(part);
         const i32 sum_of_codes = own_row(c, lane) + (C::BIASED ? sums.bias : 0);
-        acc = fmaf(scale.code, sums.scale * (float)sum_of_codes, acc);
+        acc = add_scaled<FORMAT>(scale.code, sums.scale, (float)sum_of_codes, acc);
         if constexpr (C::MINIMUM) {
             const float sum = C::HALVES ? (part == 0 ? sums.low_half : sums.high_half) : sums.low_half + sums.high_half;
             acc = fmaf(scale.least, sum, acc);

@@ -321,8 +321,14 @@ struct BlockColumns {
     ActivationSums sums[NT][2];
 };
 
-__device__ __forceinline__ float block_sum(i32 high, i32 low, float scale) {
-    return scale * (float)((i32)((u32)high << 8) + low);
+__device__ __forceinline__ float block_sum(i32 high, i32 low) { return (float)((i32)((u32)high << 8) + low); }
+
+// Adds a block's sum of codes times the scales of the weight and of the activations. MXFP4's scales are powers of two and
+// its products with them exact, wherever they are formed: with the weights already, in the warpgroups' shape.
+template <int FORMAT>
+__device__ __forceinline__ float add_scaled(float weight, float activation, float sum, float acc) {
+    if constexpr (FORMAT == FORMAT_MXFP4) return fmaf(activation, weight * sum, acc);
+    return fmaf(weight, activation * sum, acc);
 }
 
 // Adds 16 rows x 8 columns of one block to `acc`: row half `m` of the tile.
@@ -348,7 +354,7 @@ __device__ __forceinline__ void add_block(const u32 (&a)[4], const BlockScales<F
         }
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-            acc[c] = fmaf(scales.code[part][2 * m + c / 2], block_sum(high[c], low[c], sums[c % 2].scale), acc[c]);
+            acc[c] = add_scaled<FORMAT>(scales.code[part][2 * m + c / 2], sums[c % 2].scale, block_sum(high[c], low[c]), acc[c]);
         }
         if constexpr (C::MINIMUM) {
 #pragma unroll

@@ -103,6 +103,7 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("common/weight.cuh", include_str!("../../../cuda/common/weight.cuh")),
     ("common/async.cuh", include_str!("../../../cuda/common/async.cuh")),
     ("common/mma.cuh", include_str!("../../../cuda/common/mma.cuh")),
+    ("common/approximate.cuh", include_str!("../../../cuda/common/approximate.cuh")),
     ("common/gated.cuh", include_str!("../../../cuda/common/gated.cuh")),
     ("common/norm.cuh", include_str!("../../../cuda/common/norm.cuh")),
     ("common/quantize.cuh", include_str!("../../../cuda/common/quantize.cuh")),

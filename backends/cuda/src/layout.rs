@@ -53,6 +53,11 @@ pub(crate) const fn plane_bytes(dtype: DType) -> PlaneBytes {
     PlaneBytes { codes, high, scales, supers }
 }
 
+/// Whether a format adds a minimum to its scaled codes.
+pub(crate) const fn has_minimum(dtype: DType) -> bool {
+    matches!(dtype, DType::Q4_1 | DType::Q5_1 | DType::Q2_K | DType::Q4_K | DType::Q5_K)
+}
+
 /// Whether a format is plain floats.
 pub(crate) const fn is_plain(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16)

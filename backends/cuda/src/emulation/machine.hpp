@@ -325,6 +325,7 @@ inline u16 float_to_half(float value) {
     return sign | (u16)((rounded >> 13) - (112u << 10));
 }
 inline u32 pack_halves(float low, float high) { return (u32)float_to_half(low) | (u32)float_to_half(high) << 16; }
+inline float reciprocal_approx(float x) { return 1.0f / x; }
 inline float exp2_approx(float x) {
     const float y = exp2f(x);
     return y < 1.17549435e-38f ? 0.0f : y;
@@ -430,20 +431,28 @@ alignas(16) inline u8 shared_origin;
 inline u32 shared_operand(const void* shared) { return (u32)(((intptr_t)shared - (intptr_t)&machine::shared_origin) >> 4); }
 inline void products_begin() {}
 template <bool KEEP, int N>
-inline void products_add(i32 (&d)[N], u32 a0, u32 a1, u32 a2, u32 a3, u32 b) {
+inline void products_add(float (&d)[N], const u32* a, u32 b) {
     const u8* operand = &machine::shared_origin + ((intptr_t)(i32)b << 4);
     const u32 lane = machine::current->linear % 32, g = lane / 4, t = lane % 4;
+    const u32 rows[4] = {a[0], a[1], a[2], a[3]};
     for (u32 n = 0; n < N / 4; ++n) {
-        i32 sums[4] = {0, 0, 0, 0};
+        float sums[4];
         u32 words[2];
+        for (u32 c = 0; c < 4; ++c) sums[c] = KEEP ? d[4 * n + c] : 0.0f;
         for (u32 half = 0; half < 2; ++half) memcpy(&words[half], operand + n * OPERAND_STRIDE + half * 128 + g * 16 + 4 * t, 4);
-        mma_s8_k32(sums, a0, a1, a2, a3, words[0], words[1]);
-        for (u32 c = 0; c < 4; ++c) d[4 * n + c] = sums[c] + (KEEP ? d[4 * n + c] : 0);
+        mma_f16_k16(sums, rows, words[0], words[1]);
+        for (u32 c = 0; c < 4; ++c) d[4 * n + c] = sums[c];
     }
+}
+inline u32 subtract_halves(u32 a, u32 b) {
+    return pack_halves(half_to_float((u16)a) - half_to_float((u16)b), half_to_float((u16)(a >> 16)) - half_to_float((u16)(b >> 16)));
+}
+inline u32 multiply_halves(u32 a, u32 b) {
+    return pack_halves(half_to_float((u16)a) * half_to_float((u16)b), half_to_float((u16)(a >> 16)) * half_to_float((u16)(b >> 16)));
 }
 inline void products_commit() {}
 template <int PENDING, int N>
-inline void products_wait(i32 (&)[N]) {}
+inline void products_wait(float (&)[N]) {}
 template <int REGISTERS>
 inline void release_registers() {}
 template <int REGISTERS>
@@ -468,8 +477,10 @@ struct alignas(8) PhaseBarrier {
             ++phases;
         }
     }
+    void expect(u32) {}
     void wait(u32 parity) {
         while (phases % 2 == parity) machine::yield();
         ++machine::progress;
     }
 };
+inline void copy_bulk(void* shared, const void* source, u32 bytes, PhaseBarrier&) { memcpy(shared, source, bytes); }

@@ -22,7 +22,7 @@ struct RmsNormQuantizeArgs {
     rows: DevicePtr,
     width: u32,
     eps: f32,
-    planes: u32,
+    record_use: u32,
     reserved: u32,
 }
 
@@ -47,7 +47,7 @@ fn quantize(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendE
         rows: lowering.row_count(rows),
         width,
         eps,
-        planes: u32::from(lowering.planes_apart(y)),
+        record_use: lowering.record_use(y),
         reserved: 0,
     };
     let grid = lowering.max_rows(rows);

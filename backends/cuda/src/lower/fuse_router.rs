@@ -80,7 +80,7 @@ struct RouterNormArgs {
     normed: DevicePtr,
     activations: ActivationArgs,
     eps: f32,
-    planes: u32,
+    record_use: u32,
 }
 
 /// A router's product and its choice.
@@ -172,7 +172,7 @@ fn norm_and_choose(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, B
         normed: if readers.floats { lowering.value(normed) } else { DevicePtr::NULL },
         activations: if readers.codes { lowering.make_codes(normed) } else { ActivationArgs::NONE },
         eps,
-        planes: u32::from(lowering.planes_apart(normed)),
+        record_use: lowering.record_use(normed),
     };
     lowering.writes(choice.ids);
     let label = format!("{}+{}+{}", norm.label, choice.product.label, choice.router.label);

@@ -1,7 +1,7 @@
 //! The products of warpgroups, for prefill on 9.0a: where `linear` and `moe_linear` send steps of many tokens.
 //!
 //! `cuda/common/group_product.cuh` describes the kernels. They read activation records whose high and low bytes lie apart
-//! ([`super::Lowering::planes_apart`]), and give the bits that every other shape gives. Neighbouring products of one input
+//! ([`super::Lowering::codes_of_groups`]), and give the bits that every other shape gives. Neighbouring products of one input
 //! share a launch, which fills the device better, and gate and up become their activation's records in one.
 
 use bytemuck::{Pod, Zeroable};
@@ -13,7 +13,7 @@ use super::single::gate_args;
 use super::{DeviceWeight, Lowering, Rule, output};
 use crate::kernels::{Kernel, Unit};
 use crate::launch::{DevicePtr, Launch};
-use crate::layout::{WeightArgs, is_plain};
+use crate::layout::{WeightArgs, has_minimum, is_plain};
 
 /// Columns up to which the other shapes are used: weights that stream through shared memory are read faster. Tests on the
 /// emulated machine come to the sweeps of older devices as well.
@@ -26,9 +26,13 @@ pub(super) const COLUMNS: u32 = 128;
 const PIECE_COLUMNS: u32 = 32;
 /// Threads of a CTA: three warpgroups multiply, one copies.
 const THREADS: u32 = 512;
+/// What the blocks of a row of sums are rounded up to (`sums_stride`).
+pub(super) const SUMS_ALIGNMENT: usize = 8;
 /// Stages in shared memory, and blocks of each.
 const STAGES: u32 = 4;
 const BLOCKS: u32 = 2;
+/// Blocks whose sums have places.
+const SUM_PLACES: u32 = 16;
 /// The capability they are for.
 const CAPABILITY: u32 = 90;
 /// Products of one launch.
@@ -70,7 +74,7 @@ struct GatedProduct {
     kind: u32,
     alpha: f32,
     limit: f32,
-    reserved: u32,
+    record_use: u32,
 }
 
 /// `struct LinearGroupGatedArgs`.
@@ -99,7 +103,7 @@ pub(super) const GATED: Rule = Rule { name: "group.gated", apply: gated };
 /// `sizeof(GroupShared)`.
 const fn shared_bytes(dtype: DType) -> u32 {
     let supers = dtype.block_elements() == 256;
-    let minimum = matches!(dtype, DType::Q4_1 | DType::Q5_1 | DType::Q2_K | DType::Q4_K | DType::Q5_K);
+    let minimum = has_minimum(dtype);
     // Of a row tile and block, or super-block; what a format lacks still takes 16 bytes of a tile.
     let codes = match dtype {
         DType::Q8_0 => 1024,
@@ -107,15 +111,15 @@ const fn shared_bytes(dtype: DType) -> u32 {
         _ => 512,
     };
     let high = match dtype {
-        DType::Q6_K => 256 * BLOCKS,
-        DType::Q5_0 | DType::Q5_1 | DType::Q5_K | DType::Q3_K => 128 * BLOCKS,
+        DType::Q6_K => 256,
+        DType::Q5_0 | DType::Q5_1 | DType::Q5_K | DType::Q3_K => 128,
         _ => 16,
     };
     let scales = match dtype {
-        DType::Q4_1 | DType::Q5_1 => 128 * BLOCKS,
-        DType::MXFP4 => 32 * BLOCKS,
+        DType::Q4_1 | DType::Q5_1 => 128,
+        DType::MXFP4 => 32,
         _ if supers => 16,
-        _ => 64 * BLOCKS,
+        _ => 64,
     };
     let record = if supers { 512 } else { 16 };
     let super_scales = match dtype {
@@ -123,26 +127,26 @@ const fn shared_bytes(dtype: DType) -> u32 {
         DType::Q6_K => 64,
         _ => 16,
     };
-    let sums = if minimum { 3 } else { 1 } * size_of::<f32>() as u32;
-    let activations = BLOCKS * COLUMNS * (CODE_BYTES as u32 + sums);
-    let stage = activations + TILES * (BLOCKS * codes + high + scales);
+    let sums = if minimum { 3 } else { 1 } * COLUMNS * size_of::<f32>() as u32;
+    let block = COLUMNS * CODE_BYTES as u32 + 64 + TILES * (codes + high + scales);
     // A sum for each output, four addresses for each tile, two barriers for each stage, two words for each column.
-    STAGES * stage
+    STAGES * BLOCKS * block
+        + SUM_PLACES * sums
         + TILES * (record + super_scales)
-        + TILES * 32 * COLUMNS * size_of::<f32>() as u32
+        + (TILES * 32 * COLUMNS + COLUMNS / 8 * 16) * size_of::<f32>() as u32
         + TILES * 4 * 8
         + STAGES * 2 * 8
         + 2 * COLUMNS * size_of::<u32>() as u32
 }
 
-/// Columns of a CTA where `row_groups` CTAs share them and there are at most `most`: as many as leave no multiprocessor
-/// without work.
+/// Columns of a CTA where `row_groups` CTAs share them and there are at most `most`: what takes the device the shortest time.
+/// What a CTA does for its weights costs as much as [`COLUMNS`] columns, however few it has.
 fn columns_of(row_groups: u32, most: u32, multiprocessors: u32) -> u32 {
-    let mut columns = COLUMNS;
-    while columns > PIECE_COLUMNS && row_groups * most.div_ceil(columns) < multiprocessors {
-        columns /= 2;
-    }
-    columns
+    let time = |columns: u32| {
+        let rounds = (row_groups * most.div_ceil(columns)).div_ceil(multiprocessors.max(1));
+        rounds * (COLUMNS + columns)
+    };
+    (1..=COLUMNS / PIECE_COLUMNS).rev().map(|pieces| pieces * PIECE_COLUMNS).min_by_key(|&columns| time(columns)).unwrap_or(COLUMNS)
 }
 
 /// Whether these kernels multiply `rows` rows with a weight faster than the others: the scales of super-blocks take so many
@@ -241,10 +245,11 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
         return Ok(0);
     };
     let (spec, rows, y) = (&pair.gate.spec, lowering.rows(pair.x), pair.y);
-    if !lowering.planes_apart(pair.x) || !lowering.planes_apart(y) {
+    if !lowering.codes_of_groups(pair.x) || !lowering.codes_of_groups(y) {
         return Ok(0);
     }
     let (kind, alpha, limit) = gate_args(pair.kind);
+    let record_use = lowering.record_use(y);
     let label = &pair.label;
     let product = |y: ActivationArgs| GatedProduct {
         gate: pair.gate.layout.args(pair.gate.address),
@@ -255,7 +260,7 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
         kind,
         alpha,
         limit,
-        reserved: 0,
+        record_use,
     };
     let row_groups = pair.gate.layout.row_tiles().div_ceil(TILES / 2);
     let launch = if pair.experts.is_some() {
@@ -309,10 +314,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_shrink_until_the_device_is_full() {
+    fn columns_shrink_where_the_device_would_wait_for_few() {
         assert_eq!(columns_of(15, 2048, 132), 128);
-        assert_eq!(columns_of(15, 512, 132), 32);
-        assert_eq!(columns_of(3, 2048, 132), 32);
+        assert_eq!(columns_of(15, 512, 132), 64);
+        assert_eq!(columns_of(27, 512, 132), 128);
+        assert_eq!(columns_of(3, 2048, 132), 64);
         assert_eq!(columns_of(1, 129, 132), 32);
     }
 }

@@ -50,7 +50,7 @@ struct LinearQuantizeArgs {
     rows: DevicePtr,
     blocks: u32,
     rows_per: u32,
-    planes: u32,
+    record_use: u32,
     reserved: u32,
 }
 
@@ -158,7 +158,7 @@ fn share_input(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, Backe
         products.push((node, product));
     }
     let rows = lowering.rows(shared);
-    let apart = lowering.planes_apart(shared);
+    let apart = lowering.codes_of_groups(shared);
     let dtype = |product: &Product<'_>| product.weight.spec.dtype;
     let alike = |left: &(&Node, Product<'_>), right: &(&Node, Product<'_>)| dtype(&left.1) == dtype(&right.1);
     // Those of one format that follow each other in one launch, where there is a kernel for that.
@@ -255,7 +255,7 @@ pub(super) fn quantize(
         rows: lowering.row_count(rows),
         blocks,
         rows_per,
-        planes: u32::from(lowering.planes_apart(x)),
+        record_use: lowering.record_use(x),
         reserved: 0,
     };
     let grid = [blocks.div_ceil(QUANTIZE_BLOCKS), most, 1];
@@ -277,7 +277,7 @@ fn emit(
     let outputs = product.weight.spec.rows as u32;
     let dtype = product.weight.spec.dtype;
     let launch = if let Some(x) = activations {
-        if lowering.planes_apart(product.x) {
+        if lowering.codes_of_groups(product.x) {
             group::linear(lowering, (product.label, dtype), (x, rows), &[product.part(lowering)])
         } else if let Some(launch) =
             stream::linear(lowering, (product.label, dtype), (x, rows), &[product.part(lowering)])

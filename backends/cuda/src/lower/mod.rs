@@ -404,9 +404,21 @@ impl<'a> Lowering<'a> {
         self.codes.get(&x).copied()
     }
 
-    /// Whether the activation records of `x` hold high and low bytes apart, as the kernels of warpgroups take them: all its
-    /// readers are products that these kernels are for.
-    pub(crate) fn planes_apart(&self, x: ValueId) -> bool {
+    /// Whom the activation records of `x` are for (`RecordUse`).
+    pub(crate) fn record_use(&self, x: ValueId) -> u32 {
+        let least = |node: &Node| match node.op {
+            Op::Linear { weight, .. } | Op::MoeLinear { weight, .. } => {
+                self.target.weights.get(weight.0 as usize).is_some_and(|weight| layout::has_minimum(weight.spec.dtype))
+            }
+            _ => false,
+        };
+        let mut readers = self.program.nodes().iter().filter(|node| node.op.reads().contains(&x));
+        if self.codes_of_groups(x) { 1 + u32::from(readers.any(least)) } else { 0 }
+    }
+
+    /// Whether the activation records of `x` are laid out as the kernels of warpgroups take them: all its readers are
+    /// products that these kernels are for.
+    pub(crate) fn codes_of_groups(&self, x: ValueId) -> bool {
         let rows = self.max_rows(self.rows(x));
         let traits = self.target.traits;
         let takes = |node: &Node| match node.op {
@@ -421,13 +433,27 @@ impl<'a> Lowering<'a> {
             && self.program.nodes().iter().filter(|node| node.op.reads().contains(&x)).all(takes)
     }
 
+    /// Blocks of a row of `x` as the products that read it take it: one row may hold several of theirs.
+    fn blocks_of_readers(&self, x: ValueId) -> Option<usize> {
+        let weight = |node: &Node| match node.op {
+            Op::Linear { x: read, weight, .. } | Op::MoeLinear { x: read, weight, .. } if read == x => Some(weight),
+            _ => None,
+        };
+        let weight = self.program.nodes().iter().find_map(weight)?;
+        self.target.weights.get(weight.0 as usize).map(|weight| weight.spec.cols.div_ceil(32))
+    }
+
     /// Room for the activation records of `x`, kept until its last reader. Whoever asks must emit the launch that fills
     /// it.
     pub(crate) fn make_codes(&mut self, x: ValueId) -> ActivationArgs {
         let last = self.last_reader(x);
         let records = self.max_rows(self.rows(x)) as usize * self.width(x).div_ceil(32) as usize;
+        let mut sums = records;
+        if let (true, Some(blocks)) = (self.codes_of_groups(x), self.blocks_of_readers(x)) {
+            sums = records / blocks * blocks.next_multiple_of(group::SUMS_ALIGNMENT);
+        }
         let codes = self.scratch_until(records * linear::CODE_BYTES, last);
-        let sums = self.scratch_until(records * linear::SUM_BYTES, last);
+        let sums = self.scratch_until(sums * linear::SUM_BYTES, last);
         let activations = ActivationArgs { codes, sums };
         self.codes.insert(x, activations);
         activations

@@ -194,7 +194,7 @@ pub(super) fn prepare(
     let rows_per = if shared { 1 } else { top_k };
     let rows = (RowSet::Tokens, rows_per);
     let activations = Some(quantize(lowering, node, operands.x, rows, weight.layout.blocks())?);
-    if lowering.planes_apart(operands.x) || spread(tokens, top_k) == Spread::Sweep {
+    if lowering.codes_of_groups(operands.x) || spread(tokens, top_k) == Spread::Sweep {
         let words = [expert_count + 1, tokens * top_k].map(|count| count as usize * size_of::<u32>());
         let ([offsets, order], made) = lowering.make_order(operands.experts, words);
         (routing.offsets, routing.order) = (offsets, order);
@@ -231,7 +231,7 @@ fn emit(
     if pairs == 0 || pairs > 65_535 {
         return Err(program_error(node, format!("{pairs} pairs, the kernels take 1 to 65535")));
     }
-    let launch = if let (Some(x), true) = (prepared.activations, lowering.planes_apart(operands.x)) {
+    let launch = if let (Some(x), true) = (prepared.activations, lowering.codes_of_groups(operands.x)) {
         let args = MoeLinearArgs { weight, x, routing, bias, y, outputs, early: 0 };
         group::moe_linear(&node.label, dtype, often(tokens, &routing), &args)
     } else if let (Some(x), Some(shape)) =

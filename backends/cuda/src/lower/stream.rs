@@ -246,7 +246,7 @@ fn gated(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendErro
     let (most, tiles) = (lowering.max_rows(rows), pair.gate.layout.row_tiles());
     let (dtype, blocks) = (pair.gate.spec.dtype, pair.gate.layout.blocks());
     let shape = columns(lowering.traits(), (dtype, blocks), 2 * tiles, most);
-    let (Some(shape), None, false) = (shape, pair.experts, lowering.planes_apart(pair.x)) else {
+    let (Some(shape), None, false) = (shape, pair.experts, lowering.codes_of_groups(pair.x)) else {
         return Ok(0);
     };
     let (kind, alpha, limit) = gate_args(pair.kind);
