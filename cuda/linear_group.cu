@@ -2,12 +2,12 @@
 // format, for up to three weights of one format at once; and swiglu(Wg x + bg, Wu x + bu) as activation records.
 //
 // x: activation records for warpgroups; weight: tiles (common/weight.cuh); y: [rows of the set, outputs] f32;
-// codes, sums: [rows of the set, outputs / 32] records in that order again.
+// codes, sums: [rows of the set, outputs / 32] such records.
 // Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id> and a name for each kernel. 512 threads, GroupShared of shared
 // memory, grid y: ceil(most columns / per_cta).
 //   product: grid x: ceil(row tiles / 6) of each weight, one after the other.
 //   gated:   grid x: ceil(row tiles / 3). A row tile is a block of the records.
-// Bound by the scaling. The bits are those of linear.cu, swiglu.cu and linear_quantize.cu.
+// Bound as group_product.cuh says. The bits are those of linear.cu, swiglu.cu and linear_quantize.cu.
 #include "common/group_gated.cuh"
 
 struct LinearGroupPart {

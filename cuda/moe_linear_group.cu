@@ -1,12 +1,12 @@
 // moe_linear for prefill on 9.0a: y[t][k] = weight[e] x + bias[e] with e = experts[t][k], weight in any quantised format; and
 // swiglu(Wg[e] x + bg[e], Wu[e] x + bu[e]) as activation records.
 //
-// x: activation records for warpgroups, one row per token or per pair; y: [tokens * top_k, outputs] f32; codes,
-// sums: [tokens * top_k, outputs / 32] records in that order again.
+// x: activation records for warpgroups, one row per token or per pair; y: [tokens * top_k, outputs] f32; codes, sums:
+// [tokens * top_k, outputs / 32] such records.
 // Compiled once per format: -DWEIGHT_FORMAT=<GGUF type id> and a name for each kernel. Over pairs sorted by
 // moe_linear_route; grid (column groups, row groups of 6 tiles, gated: 3, experts), so that CTAs that read the same rows are
-// neighbours; fuller experts loop. 512 threads, GroupShared of shared memory. Bound by the scaling. The bits are those of
-// moe_linear.cu, swiglu.cu and linear_quantize.cu.
+// neighbours; fuller experts loop. 512 threads, GroupShared of shared memory. Bound as group_product.cuh says. The bits are
+// those of moe_linear.cu, swiglu.cu and linear_quantize.cu.
 #include "common/group_gated.cuh"
 #include "common/moe_linear_args.cuh"
 

@@ -4,7 +4,7 @@
 // ascending inside an expert. Grid: (experts), 256 threads: a CTA counts the pairs of its expert and of those before it,
 // each thread in a stretch of its own, and places its own. Ids are read twice per expert, from L2 and L1; bound by latency.
 // No atomics: the order is the same every time.
-#include "common/types.cuh"
+#include "common/async.cuh"
 
 #define ROUTE_THREADS 256
 
@@ -17,6 +17,13 @@ struct MoeLinearRouteArgs {
     u32 expert_count;
 };
 
+// The ids of four pairs from `pair` on, which is a multiple of four; no expert's behind `end`.
+__device__ __forceinline__ Words4 quad_of(const u32* experts, u32 pair, u32 end) {
+    if (pair + 4 <= end) return *(const Words4*)(experts + pair);
+    const auto id = [&](u32 i) { return pair + i < end ? experts[pair + i] : 0xffffffffu; };
+    return {id(0), id(1), id(2), id(3)};
+}
+
 KERNEL(moe_linear_route, MoeLinearRouteArgs, ROUTE_THREADS) {
     __shared__ u32 warp_before[ROUTE_THREADS / 32];
     __shared__ u32 warp_own[ROUTE_THREADS / 32];
@@ -26,16 +33,21 @@ KERNEL(moe_linear_route, MoeLinearRouteArgs, ROUTE_THREADS) {
     const u32 expert = blockIdx.x;
     const u32 lane = threadIdx.x % 32;
     const u32 warp = threadIdx.x / 32;
-    const u32 stretch = (pairs + ROUTE_THREADS - 1) / ROUTE_THREADS;
+    // Whole quads, each of which is one load.
+    const u32 stretch = (pairs + 4 * ROUTE_THREADS - 1) / (4 * ROUTE_THREADS) * 4;
     const u32 first = threadIdx.x * stretch < pairs ? threadIdx.x * stretch : pairs;
     const u32 end = first + stretch < pairs ? first + stretch : pairs;
     u32 before = 0;
     u32 own = 0;
-#pragma unroll 8
-    for (u32 pair = first; pair < end; ++pair) {
-        const u32 chosen = args.experts[pair];
-        before += chosen < expert;
-        own += chosen == expert;
+#pragma unroll 4
+    for (u32 pair = first; pair < end; pair += 4) {
+        const Words4 chosen = quad_of(args.experts, pair, end);
+        const u32 ids[4] = {chosen.x, chosen.y, chosen.z, chosen.w};
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            before += ids[i] < expert;
+            own += ids[i] == expert;
+        }
     }
     // Own pairs of the lanes up to this one; pairs before of the whole warp.
     u32 upto = own;
@@ -65,7 +77,13 @@ KERNEL(moe_linear_route, MoeLinearRouteArgs, ROUTE_THREADS) {
         if (expert + 1 == args.expert_count) args.offsets[expert + 1] = start + count;
     }
     if (own == 0) return;
-    for (u32 pair = first; pair < end; ++pair) {
-        if (args.experts[pair] == expert) args.order[next++] = pair;
+#pragma unroll 4
+    for (u32 pair = first; pair < end; pair += 4) {
+        const Words4 chosen = quad_of(args.experts, pair, end);
+        const u32 ids[4] = {chosen.x, chosen.y, chosen.z, chosen.w};
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            if (ids[i] == expert) args.order[next++] = pair + i;
+        }
     }
 }

@@ -2,9 +2,9 @@
 //
 // x: [rows, width] f32, weight: [width] f32, width a multiple of 32; codes, sums: [rows, width / 32] records
 // (common/activation.cuh); y: [rows, width] f32 where something else reads it too, or null.
-// Grid: (most rows); 512 threads per row. Moves 8 bytes in and 2.5 (or 6.5) out per element; bound by latency, so the
-// weights of the first 8192 elements are loaded before the previous kernel ends. The bits are those of rms_norm and
-// linear_quantize one after the other (common/norm.cuh).
+// Grid: (most rows); 512 threads per row, for many rows 256. Moves 8 bytes in and 2.5 (or 6.5) out per element; bound by
+// latency, so the weights of the first 8192 elements are loaded before the previous kernel ends. The bits are those of rms_norm
+// and linear_quantize one after the other (common/norm.cuh).
 #include "common/norm.cuh"
 #include "common/quantize.cuh"
 
@@ -65,5 +65,38 @@ KERNEL(rms_norm_quantize_f32, RmsNormQuantizeArgs, CTA_THREADS) {
         const u32 quad = first + threadIdx.x;
         const u32 at = quad < quads ? quad : 0;
         if (quad - threadIdx.x % 32 < quads) quantize_scaled(args, row, quad, ((const Floats4*)x)[at], weights[at], scale);
+    }
+}
+
+// The same for many rows of up to 4 NORM_QUADS NORM_THREADS elements, which their threads hold: half as many threads a row, so
+// that twice as many rows are on their way, and read once.
+KERNEL(rms_norm_quantize_rows_f32, RmsNormQuantizeArgs, NORM_THREADS, 6) {
+    __shared__ float partials[NORM_THREADS / 32];
+    wait_for_previous_kernel();
+    allow_next_kernel();
+    const u32 row = blockIdx.x;
+    if (row >= *args.rows) return;
+    const u32 quads = args.width / 4;
+    const Floats4* x = (const Floats4*)(args.x + (u64)row * args.width);
+    Floats4 own[NORM_QUADS];
+#pragma unroll
+    for (u32 i = 0; i < NORM_QUADS; ++i) {
+        const u32 quad = threadIdx.x + i * NORM_THREADS;
+        own[i] = {{0.0f, 0.0f, 0.0f, 0.0f}};
+        if (quad < quads) own[i] = x[quad];
+    }
+    // As `squares_of` adds them.
+    float squares = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < NORM_QUADS; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) squares = fmaf(own[i].at[j], own[i].at[j], squares);
+    const float scale = scale_of_squares(squares, args.width, args.eps, partials);
+#pragma unroll
+    for (u32 i = 0; i < NORM_QUADS; ++i) {
+        const u32 quad = threadIdx.x + i * NORM_THREADS;
+        // Whole warps without an element leave.
+        if (quad - threadIdx.x % 32 >= quads) break;
+        quantize_scaled(args, row, quad, own[i], ((const Floats4*)args.weight)[quad < quads ? quad : 0], scale);
     }
 }

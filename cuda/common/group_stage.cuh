@@ -110,8 +110,8 @@ __device__ __forceinline__ TilePlanes tile_planes(const Weight& weight, u64 row_
     return {at.codes, at.high, at.scales, at.supers};
 }
 
-// Starts the copies of what `count` blocks from `block` on have in each tile's plane, BYTES each: a thread of one warp each, and
-// without it from then on. `full` ends no phase before them.
+// Starts the copies of what `count` blocks from `block` on have in each tile's plane, BYTES each: one thread of a warp for each
+// tile, which has nothing more to do with it. `full` waits for them.
 template <u32 BYTES>
 __device__ __forceinline__ void copy_planes(u8 (&target)[GROUP_TILES][GROUP_BLOCKS * BYTES], const TilePlanes* tiles,
                                             const u8* TilePlanes::*plane, u32 block, u32 count, PhaseBarrier& full) {
@@ -212,21 +212,12 @@ __device__ __forceinline__ void produce(u32 blocks, const Activations& x, GroupS
         columns.copy_codes(stage, codes, count);
         codes += GROUP_BLOCKS * ACTIVATION_CODE_BYTES;
         if (block % SUM_BLOCKS == 0) columns.copy_sums(shared.sums, x.sums, block, blocks);
-        commit_copies();
-        // The stage before has come by now, or soon.
-        if (block > 0) {
-            wait_copies<1>();
-            publish_operands();
-            shared.full[place == 0 ? GROUP_STAGES - 1 : place - 1].arrive();
-        }
+        full.arrive_behind_copies();
         if (++place == GROUP_STAGES) {
             place = 0;
             parity ^= 1;
         }
     }
-    wait_copies<0>();
-    publish_operands();
-    shared.full[place == 0 ? GROUP_STAGES - 1 : place - 1].arrive();
 }
 
 // The same for `live` columns that hold something.

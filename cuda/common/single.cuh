@@ -11,7 +11,10 @@
 
 #define SINGLE_THREADS 256
 
-// Dynamic shared memory: the activation records (codes of all blocks, then sums), then the warps' rings.
+// Behind the records: the last warp reads up to three more, for nothing, which must not be where another warp is copying.
+#define RECORDS_GAP (3 * ACTIVATION_CODE_BYTES)
+
+// Dynamic shared memory: the activation records (codes of all blocks, then sums), the gap, then the warps' rings.
 struct SingleActivations {
     ActivationCodes* codes;
     ActivationSums* sums;
@@ -21,7 +24,7 @@ struct SingleActivations {
         DYNAMIC_SHARED(Words4, dynamic_shared);
         codes = dynamic_shared;
         sums = (ActivationSums*)(dynamic_shared + 4 * blocks);
-        rings = (u8*)(sums + blocks);
+        rings = (u8*)(sums + blocks) + RECORDS_GAP;
     }
 };
 

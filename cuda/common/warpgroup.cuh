@@ -148,6 +148,11 @@ struct alignas(8) PhaseBarrier {
         asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(address()) : "memory");
     }
 
+    // Arrives as soon as all copies have ended that this thread has begun.
+    __device__ __forceinline__ void arrive_behind_copies() {
+        asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(address()) : "memory");
+    }
+
     // The phase that runs ends only when `bytes` more have come by bulk copies.
     __device__ __forceinline__ void expect(u32 bytes) {
         asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");

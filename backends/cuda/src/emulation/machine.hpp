@@ -445,10 +445,12 @@ inline void products_add(float (&d)[N], const u32* a, u32 b) {
     }
 }
 inline u32 subtract_halves(u32 a, u32 b) {
-    return pack_halves(half_to_float((u16)a) - half_to_float((u16)b), half_to_float((u16)(a >> 16)) - half_to_float((u16)(b >> 16)));
+    const auto half = [](u32 word) { return half_to_float((u16)word); };
+    return pack_halves(half(a) - half(b), half(a >> 16) - half(b >> 16));
 }
 inline u32 multiply_halves(u32 a, u32 b) {
-    return pack_halves(half_to_float((u16)a) * half_to_float((u16)b), half_to_float((u16)(a >> 16)) * half_to_float((u16)(b >> 16)));
+    const auto half = [](u32 word) { return half_to_float((u16)word); };
+    return pack_halves(half(a) * half(b), half(a >> 16) * half(b >> 16));
 }
 inline void products_commit() {}
 template <int PENDING, int N>
@@ -477,6 +479,7 @@ struct alignas(8) PhaseBarrier {
             ++phases;
         }
     }
+    void arrive_behind_copies() { arrive(); }
     void expect(u32) {}
     void wait(u32 parity) {
         while (phases % 2 == parity) machine::yield();

@@ -10,6 +10,10 @@ use crate::launch::{DevicePtr, Launch};
 
 /// Threads per CTA; part of the order of the sum.
 const THREADS: u32 = 512;
+/// The same where there are more than [`FEW_ROWS`] of at most [`MAX_HELD_WIDTH`] elements.
+const ROW_THREADS: u32 = 256;
+const FEW_ROWS: u32 = 64;
+const MAX_HELD_WIDTH: u32 = 4096;
 
 /// `struct RmsNormQuantizeArgs`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -51,7 +55,12 @@ fn quantize(lowering: &mut Lowering<'_>, index: usize) -> Result<usize, BackendE
         reserved: 0,
     };
     let grid = lowering.max_rows(rows);
-    lowering.launch(Launch::linear(&node.label, "rms_norm_quantize_f32", grid, THREADS, &args));
+    let (kernel, threads) = if grid > FEW_ROWS && width <= MAX_HELD_WIDTH {
+        ("rms_norm_quantize_rows_f32", ROW_THREADS)
+    } else {
+        ("rms_norm_quantize_f32", THREADS)
+    };
+    lowering.launch(Launch::linear(&node.label, kernel, grid, threads, &args));
     Ok(1)
 }
 
@@ -61,6 +70,9 @@ pub(super) fn units() -> Vec<Unit> {
         "rms_norm_quantize",
         "rms_norm_quantize.cu",
         include_str!("../../../../cuda/rms_norm_quantize.cu"),
-        vec![Kernel::of::<RmsNormQuantizeArgs>("rms_norm_quantize_f32", THREADS)],
+        vec![
+            Kernel::of::<RmsNormQuantizeArgs>("rms_norm_quantize_f32", THREADS),
+            Kernel::of::<RmsNormQuantizeArgs>("rms_norm_quantize_rows_f32", ROW_THREADS),
+        ],
     )]
 }

@@ -1,7 +1,7 @@
 //! The products of warpgroups, for prefill on 9.0a: where `linear` and `moe_linear` send steps of many tokens.
 //!
-//! `cuda/common/group_product.cuh` describes the kernels. They read activation records whose high and low bytes lie apart
-//! ([`super::Lowering::codes_of_groups`]), and give the bits that every other shape gives. Neighbouring products of one input
+//! `cuda/common/group_product.cuh` describes the kernels. They read activation records of binary16
+//! ([`super::Lowering::record_use`]), and give the bits that every other shape gives. Neighbouring products of one input
 //! share a launch, which fills the device better, and gate and up become their activation's records in one.
 
 use bytemuck::{Pod, Zeroable};
@@ -146,7 +146,11 @@ fn columns_of(row_groups: u32, most: u32, multiprocessors: u32) -> u32 {
         let rounds = (row_groups * most.div_ceil(columns)).div_ceil(multiprocessors.max(1));
         rounds * (COLUMNS + columns)
     };
-    (1..=COLUMNS / PIECE_COLUMNS).rev().map(|pieces| pieces * PIECE_COLUMNS).min_by_key(|&columns| time(columns)).unwrap_or(COLUMNS)
+    (1..=COLUMNS / PIECE_COLUMNS)
+        .rev()
+        .map(|pieces| pieces * PIECE_COLUMNS)
+        .min_by_key(|&columns| time(columns))
+        .unwrap_or(COLUMNS)
 }
 
 /// Whether these kernels multiply `rows` rows with a weight faster than the others: the scales of super-blocks take so many

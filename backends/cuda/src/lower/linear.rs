@@ -1,6 +1,6 @@
 //! Lowering of `linear`: which product kernel takes a node, and the activations it reads.
 //!
-//! Quantised weights are multiplied with activations in 16-bit block floating point, made by `linear_quantize` once per
+//! Quantised weights are multiplied with activations in 12-bit block floating point, made by `linear_quantize` once per
 //! input (nodes in a row that share their input share it). Plain floats are multiplied with the f32 activations.
 //! Whatever kernel is chosen, an output's bits are the same.
 

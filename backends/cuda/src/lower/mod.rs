@@ -407,9 +407,11 @@ impl<'a> Lowering<'a> {
     /// Whom the activation records of `x` are for (`RecordUse`).
     pub(crate) fn record_use(&self, x: ValueId) -> u32 {
         let least = |node: &Node| match node.op {
-            Op::Linear { weight, .. } | Op::MoeLinear { weight, .. } => {
-                self.target.weights.get(weight.0 as usize).is_some_and(|weight| layout::has_minimum(weight.spec.dtype))
-            }
+            Op::Linear { weight, .. } | Op::MoeLinear { weight, .. } => self
+                .target
+                .weights
+                .get(weight.0 as usize)
+                .is_some_and(|weight| layout::has_minimum(weight.spec.dtype)),
             _ => false,
         };
         let mut readers = self.program.nodes().iter().filter(|node| node.op.reads().contains(&x));
@@ -436,7 +438,9 @@ impl<'a> Lowering<'a> {
     /// Blocks of a row of `x` as the products that read it take it: one row may hold several of theirs.
     fn blocks_of_readers(&self, x: ValueId) -> Option<usize> {
         let weight = |node: &Node| match node.op {
-            Op::Linear { x: read, weight, .. } | Op::MoeLinear { x: read, weight, .. } if read == x => Some(weight),
+            Op::Linear { x: read, weight, .. } | Op::MoeLinear { x: read, weight, .. } if read == x => {
+                Some(weight)
+            }
             _ => None,
         };
         let weight = self.program.nodes().iter().find_map(weight)?;

@@ -29,6 +29,8 @@ const PAIRS: [[DType; 2]; 2] = [[DType::Q5_0, DType::Q8_0], [DType::Q4_K, DType:
 const MAX_PRODUCTS: usize = 3;
 /// Bytes of activation records per 32 elements.
 const RECORD_BYTES: u32 = 80;
+/// `RECORDS_GAP`.
+const RECORDS_GAP: u32 = 192;
 /// Most dynamic shared memory these kernels ask for; every device has it beside their static part.
 pub(super) const MAX_SHARED_BYTES: u32 = 94 << 10;
 
@@ -152,7 +154,7 @@ pub(super) fn takes(lowering: &Lowering<'_>, weight: &DeviceWeight) -> bool {
 
 /// Dynamic shared memory for `records` activation records and the rings of weights.
 pub(super) fn shared_bytes(dtype: DType, records: u32) -> u32 {
-    records.saturating_mul(RECORD_BYTES).saturating_add(ring_bytes(dtype))
+    records.saturating_mul(RECORD_BYTES).saturating_add(RECORDS_GAP + ring_bytes(dtype))
 }
 
 /// Bytes of all rings of a CTA: `Chunk::RING` of each slice.

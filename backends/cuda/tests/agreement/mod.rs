@@ -7,7 +7,7 @@ pub(crate) mod products;
 use worker_orcd_core::quant::random_row;
 use worker_orcd_core::rng::Rng;
 use worker_orcd_core::{
-    Backend, NO_TOKEN, PlanId, Program, ProgramBuilder, StepInputs, StepOutputs, StepShape, ValueId,
+    Backend, DType, NO_TOKEN, PlanId, Program, ProgramBuilder, StepInputs, StepOutputs, StepShape, ValueId,
     WeightSpec,
 };
 
@@ -26,12 +26,18 @@ fn loaded(open: Open<'_>, multiprocessors: u32, specs: &[WeightSpec]) -> Box<dyn
     let mut backend = open(multiprocessors);
     for spec in specs {
         let (mut rng, mut bytes) = (Rng::seeded(spec.cols as u64), vec![]);
-        for _ in 0..spec.experts * spec.rows {
-            random_row(spec.dtype, spec.cols, 0.1, &mut rng, &mut bytes);
+        for row in 0..spec.experts * spec.rows {
+            random_row(spec.dtype, spec.cols, deviation(spec.dtype, row), &mut rng, &mut bytes);
         }
         backend.upload(spec, &mut std::iter::once(bytes.as_slice())).unwrap();
     }
     backend
+}
+
+/// Rows of MXFP4 have scales that binary16 has room for, and in every other tile some that it has not.
+fn deviation(dtype: DType, row: usize) -> f32 {
+    let exponent = if dtype == DType::MXFP4 && row / 32 % 2 == 1 { row as i32 % 48 - 36 } else { 0 };
+    0.1 * f32::powi(2.0, exponent)
 }
 
 /// A program of at most `tokens` tokens that puts out what `record` makes.
