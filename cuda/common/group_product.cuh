@@ -122,7 +122,7 @@ struct FoldedScales {
 };
 
 // The upper bytes of E2M1 as binary16 (the lower ones are zero), less their last bit, which is zero too: of codes 0 to 3 with
-// and without sign. They pass through a shuffle, so that the assembler keeps them in registers.
+// and without sign.
 struct HalfTables {
     u32 plain;
     u32 negative;
@@ -240,8 +240,7 @@ __device__ __forceinline__ void add_sums(const float (&sums)[N], const HalfScale
     }
 }
 
-// Begins the products of one half of the columns with both halves of a block, or with half `part` where each has scales of its
-// own. `operand`: of the half's first columns.
+// Begins the products of all columns with both halves of a block, or with half `part` where each has scales of its own.
 template <int FORMAT, int N>
 __device__ __forceinline__ void begin_products(float (&sums)[N], const u32 (&a)[2][4], int part, u32 operand) {
     constexpr u32 HALF = OPERAND_STRIDE / 2 / 16;

@@ -96,7 +96,7 @@ struct GroupShared {
     FourSums totals[PIECES * 4][GROUP_CONSUMERS + 4];
     TilePlanes tiles[GROUP_TILES];
     PhaseBarrier full[GROUP_STAGES];   // every producer's copies have ended, and those without one
-    PhaseBarrier empty[GROUP_STAGES];  // every warp that multiplies has left
+    PhaseBarrier empty[GROUP_STAGES];  // every thread that multiplies has left
     u32 rows[GROUP_COLUMNS];   // activation row of each column; dead columns name some row that exists
     u32 pairs[GROUP_COLUMNS];  // of experts' products
 };
@@ -126,7 +126,6 @@ template <u32 BYTES>
 __device__ __forceinline__ void copy_records(u8 (&target)[GROUP_TILES][BYTES], const TilePlanes* tiles,
                                              const u8* TilePlanes::*plane, u32 super_block) {
     constexpr u32 PARTS = BYTES / 16;
-#pragma unroll
     for (u32 index = threadIdx.x % GROUP_PRODUCERS; index < GROUP_TILES * PARTS; index += GROUP_PRODUCERS) {
         const u32 part = index % PARTS * 16;
         const u32 tile = index / PARTS;

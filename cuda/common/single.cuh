@@ -24,7 +24,7 @@ struct SingleActivations {
         DYNAMIC_SHARED(Words4, dynamic_shared);
         codes = dynamic_shared;
         sums = (ActivationSums*)(dynamic_shared + 4 * blocks);
-        rings = (u8*)(sums + blocks) + RECORDS_GAP;
+        rings = (u8*)(dynamic_shared + 5 * blocks + RECORDS_GAP / 16);
     }
 };
 

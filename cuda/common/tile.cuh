@@ -324,10 +324,10 @@ struct BlockColumns {
 __device__ __forceinline__ float block_sum(i32 high, i32 low) { return (float)((i32)((u32)high << 8) + low); }
 
 // Adds a block's sum of codes times the scales of the weight and of the activations. MXFP4's scales are powers of two and
-// its products with them exact, wherever they are formed: with the weights already, in the warpgroups' shape.
+// products with them exact (above 2^-126), wherever they are formed: with the weights already, in the warpgroups' shape.
 template <int FORMAT>
 __device__ __forceinline__ float add_scaled(float weight, float activation, float sum, float acc) {
-    if constexpr (FORMAT == FORMAT_MXFP4) return fmaf(activation, weight * sum, acc);
+    if constexpr (FORMAT == FORMAT_MXFP4) return fmaf(weight * activation, sum, acc);
     return fmaf(weight, activation * sum, acc);
 }
 

@@ -1,6 +1,6 @@
 // Tensor-core products of a warpgroup (four warps) on 9.0a and barriers in shared memory, as inline PTX.
 //
-// A: 64 rows x 16 of binary16, 16 rows from each warp's registers as mma.cuh has them; B: 16, 32, 48 or 64 columns x 16 in
+// A: 64 rows x 16 of binary16, 16 rows from each warp's registers as mma.cuh has them; B: 32, 64, 96 or 128 columns x 16 in
 // shared memory as core matrices of 8 columns x 8: [column / 8][k / 8][column % 8][k % 8], the next eight columns
 // OPERAND_STRIDE bytes further. The sums come as those of mma's, side by side: [4n + c] is c of columns 8n..
 #pragma once
