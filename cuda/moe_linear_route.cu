@@ -18,11 +18,19 @@ struct MoeLinearRouteArgs {
 };
 
 // The ids of four pairs from `pair` on, which is a multiple of four; no expert's behind `end`.
-__device__ __forceinline__ Words4 quad_of(const u32* experts, u32 pair, u32 end) {
-    if (pair + 4 <= end) return *(const Words4*)(experts + pair);
-    const auto id = [&](u32 i) { return pair + i < end ? experts[pair + i] : 0xffffffffu; };
-    return {id(0), id(1), id(2), id(3)};
-}
+struct FourIds {
+    u32 at[4];
+
+    __device__ __forceinline__ FourIds(const u32* experts, u32 pair, u32 end) {
+        if (pair + 4 <= end) {
+            const Words4 ids = *(const Words4*)(experts + pair);
+            at[0] = ids.x, at[1] = ids.y, at[2] = ids.z, at[3] = ids.w;
+            return;
+        }
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) at[i] = pair + i < end ? experts[pair + i] : 0xffffffffu;
+    }
+};
 
 KERNEL(moe_linear_route, MoeLinearRouteArgs, ROUTE_THREADS) {
     __shared__ u32 warp_before[ROUTE_THREADS / 32];
@@ -41,12 +49,11 @@ KERNEL(moe_linear_route, MoeLinearRouteArgs, ROUTE_THREADS) {
     u32 own = 0;
 #pragma unroll 4
     for (u32 pair = first; pair < end; pair += 4) {
-        const Words4 chosen = quad_of(args.experts, pair, end);
-        const u32 ids[4] = {chosen.x, chosen.y, chosen.z, chosen.w};
+        const FourIds ids(args.experts, pair, end);
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
-            before += ids[i] < expert;
-            own += ids[i] == expert;
+            before += ids.at[i] < expert;
+            own += ids.at[i] == expert;
         }
     }
     // Own pairs of the lanes up to this one; pairs before of the whole warp.
@@ -79,11 +86,10 @@ KERNEL(moe_linear_route, MoeLinearRouteArgs, ROUTE_THREADS) {
     if (own == 0) return;
 #pragma unroll 4
     for (u32 pair = first; pair < end; pair += 4) {
-        const Words4 chosen = quad_of(args.experts, pair, end);
-        const u32 ids[4] = {chosen.x, chosen.y, chosen.z, chosen.w};
+        const FourIds ids(args.experts, pair, end);
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
-            if (ids[i] == expert) args.order[next++] = pair + i;
+            if (ids.at[i] == expert) args.order[next++] = pair + i;
         }
     }
 }
