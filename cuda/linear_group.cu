@@ -47,14 +47,10 @@ KERNEL(LINEAR_GROUP, LinearGroupArgs, GROUP_THREADS, 1) {
         [&](u32 own) { return tile_planes<WEIGHT_FORMAT>(part.weight, tile + rows.existing(own)); },
         [&](u32 column, u32) { return column; },
         [&](u32, u32 live) {
-            rows.store_sums(shared, live, [&](u32 row, u32 column, float sum) {
-                const u32 output = tile * 32 + row;
-                if (output >= part.outputs) return;
-                if (part.bias) sum += part.bias[output];
-                const u64 place = (u64)(first + column) * part.outputs + output;
-                if (part.residual) sum += part.residual[place];
-                part.y[place] = sum;
-            });
+            const u32 output = tile * 32 + rows.own_row();
+            const OutputRow own[2] = {{part.y, part.residual, part.bias, output, part.outputs},
+                                      {part.y, part.residual, part.bias, output + 8, part.outputs}};
+            rows.store_sums(shared, live, part.outputs, own, [&](u32 column) { return first + column; });
         },
         [](u32, u32) {});
 }

@@ -38,9 +38,11 @@ KERNEL(MOE_LINEAR_GROUP, MoeLinearArgs, GROUP_THREADS, 1) {
         [&](u32 own) { return tile_planes<WEIGHT_FORMAT>(args.weight, first_tile + rows.existing(own)); },
         [&](u32 place, u32 column) { return open_pair(shared, args.routing, place, column); },
         [&](u32, u32 live) {
-            rows.store_sums(shared, live, [&](u32 row, u32 column, float sum) {
-                store_output(args, expert, tile * 32 + row, shared.pairs[column], sum);
-            });
+            const u32 output = tile * 32 + rows.own_row();
+            const float* bias = args.bias ? args.bias + (u64)expert * args.outputs : nullptr;
+            const OutputRow own[2] = {{args.y, nullptr, bias, output, args.outputs},
+                                      {args.y, nullptr, bias, output + 8, args.outputs}};
+            rows.store_sums(shared, live, args.outputs, own, [&](u32 column) { return shared.pairs[column]; });
         },
         [](u32, u32) {});
 }

@@ -7,7 +7,7 @@
 // `blocks` records of 16 bytes of sums.
 //
 // For warpgroups (common/group_product.cuh) a record's codes are binary16, elements 4t, 4t + 1, 4t + 2, 4t + 3 of either half at
-// the places 2t, 2t + 1, 8 + 2t, 9 + 2t, and a row's sums are planes: [scale, low_half, high_half, unused][sums_stride].
+// the places 2t, 2t + 1, 8 + 2t, 9 + 2t, and a row's sums are planes: [scale, both halves, low_half, high_half][sums_stride].
 #pragma once
 #include "common/async.cuh"
 #include "common/types.cuh"
@@ -65,8 +65,10 @@ struct RecordPlace {
         float* plane = (float*)sums;
         plane[0] = record.scale;
         if (use == FOR_WARPGROUPS) return;
-        plane[stride] = record.low_half;
-        plane[2 * stride] = record.high_half;
+        // As the warps' products add them, each rounded.
+        plane[stride] = __fadd_rn(record.low_half, record.high_half);
+        plane[2 * stride] = record.low_half;
+        plane[3 * stride] = record.high_half;
     }
 };
 

@@ -43,41 +43,52 @@ struct GatedRows {
         return *(Made*)shared.stages;
     }
 
-    // swiglu of the sums, as activation records: a row tile is a block, each thread that multiplied makes one record.
-    // `record_of(column)`: row of the records of a column. The activated values take the place of the gate's sums.
+    // swiglu of the sums, as activation records: a row tile is a block. Two lanes, 16 apart, make the records of two columns, 16
+    // apart, each from rows 8 upper .. 8 upper + 7 of either half: so that all lanes read from different banks.
+    // `record_of(column)`: row of the records of a column.
     template <int FORMAT, class RecordOf>
     __device__ __forceinline__ void make_records(const GatedProduct& product, GroupShared<FORMAT>& shared, u32 live,
                                                  const RecordOf& record_of) const {
         constexpr float POST = GroupPost<FORMAT>::VALUE;
-        const u32 column = threadIdx.x % GROUP_COLUMNS;
+        constexpr u32 SIXTEEN = 2 * 4 * (GROUP_CONSUMERS + 4);  // columns further
+        const u32 lane = threadIdx.x % 32;
+        const u32 upper = lane / 16;
+        const u32 column = threadIdx.x % GROUP_COLUMNS - lane + lane % 16;
         const u32 block = threadIdx.x / GROUP_COLUMNS;
         // Whole warps without a column leave.
-        if (column - threadIdx.x % 32 >= live || block >= row_tiles) return;
-        const u64 own = (expert_tile + tile + block) * 32 + threadIdx.x % 32;
+        if (column - lane % 16 >= live || block >= row_tiles) return;
+        const u64 own = (expert_tile + tile + block) * 32 + lane;
         const float gate_bias = product.gate_bias ? product.gate_bias[own] : 0.0f;
         const float up_bias = product.up_bias ? product.up_bias[own] : 0.0f;
         // Rows g + 16 n are thread 4 g of 32 n's, and so on.
-        FourSums* sums = &shared.totals[column / 8][64 * block + column % 8 / 2];
-        u32 magnitude = 0;
-#pragma unroll 1
-        for (u32 eight = 0; eight < 4; ++eight) {
-            float* gates = sums[eight / 2 * 32].at + eight % 2 * 2 + column % 2;
-            const float* ups = gates + 64 * TILES * 4;
+        const float* gates = shared.totals[column / 8][64 * block + column % 8 / 2].at + 2 * upper + column % 2;
+        const float* ups = gates + 64 * TILES * 4;
+        float y[2][16];
+        u32 magnitudes[2] = {0, 0};
 #pragma unroll
-            for (u32 i = 0; i < 8; ++i) {
-                const float gate = gates[16 * i] * POST + __shfl_sync(0xffffffffu, gate_bias, 8 * eight + i);
-                const float up = ups[16 * i] * POST + __shfl_sync(0xffffffffu, up_bias, 8 * eight + i);
-                const float y = gated(product.kind, product.alpha, product.limit, gate, up);
-                const u32 bits = __float_as_uint(y) & 0x7fffffffu;
-                magnitude = bits > magnitude ? bits : magnitude;
-                gates[16 * i] = y;
+        for (u32 i = 0; i < 16; ++i) {
+            const u32 row = i / 8 * 16 + i % 8 + 8 * upper;
+            const u32 at = i / 8 * 32 * 4 + i % 8 * 16;
+            const float gate_own = __shfl_sync(0xffffffffu, gate_bias, row);
+            const float up_own = __shfl_sync(0xffffffffu, up_bias, row);
+#pragma unroll
+            for (u32 j = 0; j < 2; ++j) {
+                const float gate = gates[at + j * SIXTEEN] * POST + gate_own;
+                const float up = ups[at + j * SIXTEEN] * POST + up_own;
+                y[j][i] = gated(product.kind, product.alpha, product.limit, gate, up);
+                const u32 bits = __float_as_uint(y[j][i]) & 0x7fffffffu;
+                magnitudes[j] = bits > magnitudes[j] ? bits : magnitudes[j];
             }
         }
-        if (column >= live) return;
-        const auto element = [&](u32 row) { return sums[row / 16 * 32 + row % 8 * 4].at[row / 8 % 2 * 2 + column % 2]; };
-        RecordPlace place(product.codes, product.sums, record_of(column), product.gate.row_tiles, tile + block, product.use);
-        place.codes = made(shared)[column] + block * ACTIVATION_CODE_BYTES;
-        quantize_alone(magnitude, element, place);
+#pragma unroll
+        for (u32 j = 0; j < 2; ++j) {
+            const u32 at = column + 16 * j;
+            const bool exists = at < live;
+            RecordPlace place(product.codes, product.sums, exists ? record_of(at) : 0, product.gate.row_tiles, tile + block,
+                              product.use);
+            place.codes = made(shared)[at] + block * ACTIVATION_CODE_BYTES;
+            quantize_by_two(y[j], magnitudes[j], upper, exists, upper == j, place);
+        }
     }
 
     // Copies their codes to where they belong: a column's lie one behind the other. All threads of the CTA call it.

@@ -12,17 +12,6 @@
 #pragma once
 #include "common/group_stage.cuh"
 
-// The record of row tile `tile`'s super-block, of this lane's row.
-template <int FORMAT>
-__device__ __forceinline__ ScaleRecord load_copied_record(const GroupShared<FORMAT>& shared, u32 tile, u32 lane) {
-    ScaleRecord record;
-    record.row = ((const Words4*)shared.records[tile])[lane];
-    record.super = 0;
-    if constexpr (FORMAT == FORMAT_Q2_K) record.super = ((const u32*)shared.supers[tile])[lane];
-    if constexpr (FORMAT == FORMAT_Q6_K) record.super = ((const u16*)shared.supers[tile])[lane];
-    return record;
-}
-
 // Where a lane finds its own in a block: rows g + 16m and g + 16m + 8 of its warp's row tile.
 template <int FORMAT>
 struct LanePlaces {
@@ -178,31 +167,67 @@ struct HalfScales {
     float least[PARTS][2];
 };
 
+// From the scales of a block that is not part of a super-block.
 template <int FORMAT>
-__device__ __forceinline__ HalfScales<FORMAT> half_scales(const UnitScales& unit, u32 j, u32 m) {
+__device__ __forceinline__ HalfScales<FORMAT> half_scales(const UnitScales& unit) {
     HalfScales<FORMAT> out;
-    if constexpr (Codec<FORMAT>::SUPER) {
 #pragma unroll
-        for (int part = 0; part < HalfScales<FORMAT>::PARTS; ++part) {
-            const RowScale own = super_scale<FORMAT>(unit, j, part);
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                out.code[part][i] = from_quad(own.code, 2 * m + i);
-                if constexpr (Codec<FORMAT>::MINIMUM) out.least[part][i] = from_quad(own.least, 2 * m + i);
-            }
+    for (int i = 0; i < 2; ++i) {
+        const u32* words = unit.words;
+        if constexpr (Codec<FORMAT>::MINIMUM) {
+            out.code[0][i] = low_half(words[i]);
+            out.least[0][i] = high_half(words[i]);
+        } else if constexpr (FORMAT == FORMAT_MXFP4) {
+            out.code[0][i] = 1.0f;
+        } else {
+            out.code[0][i] = i == 0 ? low_half(words[0]) : high_half(words[0]);
         }
-    } else {
+    }
+    return out;
+}
+
+// Takes the scales of a warp's half of a row tile's super-block apart: a lane those of one row and four blocks.
+template <int FORMAT>
+__device__ __forceinline__ void take_apart(const GroupShared<FORMAT>& shared, u32 tile, u32 m, u32 lane,
+                                           WarpScales<FORMAT>& scales) {
+    constexpr u32 PARTS = HalfScales<FORMAT>::PARTS;
+    const u32 g = lane % 8;
+    const u32 i = lane / 8 % 2;
+    // As lanes of the other shapes have rows: lane 4g + t row g + 8t.
+    const u32 place = 4 * g + 2 * m + i;
+    ScaleRecord record;
+    record.row = ((const Words4*)shared.records[tile])[place];
+    record.super = 0;
+    if constexpr (FORMAT == FORMAT_Q2_K) record.super = ((const u32*)shared.supers[tile])[place];
+    if constexpr (FORMAT == FORMAT_Q6_K) record.super = ((const u16*)shared.supers[tile])[place];
+    const UnitScales unit = unpack<FORMAT>(record);
+    __syncwarp();
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const u32* words = unit.words;
-            if constexpr (Codec<FORMAT>::MINIMUM) {
-                out.code[0][i] = low_half(words[i]);
-                out.least[0][i] = high_half(words[i]);
-            } else if constexpr (FORMAT == FORMAT_MXFP4) {
-                out.code[0][i] = 1.0f;
-            } else {
-                out.code[0][i] = i == 0 ? low_half(words[0]) : high_half(words[0]);
-            }
+    for (u32 b = 0; b < 4; ++b) {
+        const u32 block = lane / 16 * 4 + b;
+        float* to = &scales.rows[block][g].at[0][i];
+#pragma unroll
+        for (u32 part = 0; part < PARTS; ++part) {
+            const RowScale own = super_scale<FORMAT>(unit, block, part);
+            to[2 * part] = own.code;
+            if constexpr (Codec<FORMAT>::MINIMUM) to[2 * (PARTS + part)] = own.least;
+        }
+    }
+    __syncwarp();
+}
+
+// From a super-block's, of its block `block` and this lane's rows.
+template <int FORMAT>
+__device__ __forceinline__ HalfScales<FORMAT> half_scales(const WarpScales<FORMAT>& scales, u32 block, u32 lane) {
+    constexpr u32 PARTS = HalfScales<FORMAT>::PARTS;
+    const typename WarpScales<FORMAT>::Rows rows = scales.rows[block][lane / 4];
+    HalfScales<FORMAT> out;
+#pragma unroll
+    for (u32 part = 0; part < PARTS; ++part) {
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i) {
+            out.code[part][i] = rows.at[part][i];
+            if constexpr (Codec<FORMAT>::MINIMUM) out.least[part][i] = rows.at[PARTS + part][i];
         }
     }
     return out;
@@ -219,12 +244,7 @@ __device__ __forceinline__ void add_sums(const float (&sums)[N], const HalfScale
         const auto four = [&](int plane) { return own[plane * (GROUP_COLUMNS / 4) + i * 4]; };
         const FourSums scale = four(0);
         FourSums least;
-        if constexpr (C::MINIMUM && C::HALVES) least = four(1 + part);
-        if constexpr (C::MINIMUM && !C::HALVES) {
-            const FourSums low = four(1), high = four(2);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) least.at[j] = low.at[j] + high.at[j];
-        }
+        if constexpr (C::MINIMUM) least = four(1 + part);
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
             const int row = j % 4 / 2;
@@ -303,7 +323,7 @@ __device__ __forceinline__ void consume(u32 blocks, u32 tile, u32 m, u32 lane, G
     const HalfTables tables;
 #pragma unroll
     for (int i = 0; i < N / 4; ++i) shared.totals[i][threadIdx.x] = {{0.0f, 0.0f, 0.0f, 0.0f}};
-    UnitScales unit;
+    WarpScales<FORMAT>& supers = shared.scales[2 * tile + m];
     Fragments<FORMAT> next;
     shared.full[0].wait(0);
     publish_operands();
@@ -319,13 +339,14 @@ __device__ __forceinline__ void consume(u32 blocks, u32 tile, u32 m, u32 lane, G
         // stages on their own.
 #pragma unroll 1
         for (; block < end; ++block) {
+            HalfScales<FORMAT> scales;
             if constexpr (C::SUPER) {
-                if (block % 8 == 0) unit = unpack<FORMAT>(load_copied_record<FORMAT>(shared, tile, lane));
+                if (block % 8 == 0) take_apart(shared, tile, m, lane, supers);
+                scales = half_scales(supers, block % 8, lane);
             } else {
-                unit = unpack<FORMAT>(next.record);
+                scales = half_scales<FORMAT>(unpack<FORMAT>(next.record));
             }
-            const HalfScales<FORMAT> scales = half_scales<FORMAT>(unit, block % C::BLOCKS, m);
-            const u32 bytes = unit.words[0];
+            const u32 bytes = next.record.row.x;
             const bool left = FORMAT == FORMAT_MXFP4 && next.folded.left;
             const u32 operand = next.operand;
             u32 a[2][4];
@@ -344,7 +365,7 @@ __device__ __forceinline__ void consume(u32 blocks, u32 tile, u32 m, u32 lane, G
                     }
                     next.fetch(shared, place, places, tables, m);
                 }
-                const FourSums* own = (const FourSums*)shared.sums[block % SUM_PLACES].at[0] + lane % 4;
+                const FourSums* own = (const FourSums*)shared.sums[block % GroupSums<FORMAT>::PLACES].at[0] + lane % 4;
                 products_wait<0>(sums);
                 if (__builtin_expect(left, false)) scale_rows(sums, FoldedScales::rest(bytes, 0), FoldedScales::rest(bytes, 1));
                 add_sums<FORMAT>(sums, scales, part, own, acc);
@@ -425,7 +446,7 @@ __device__ __forceinline__ void group_products(u32 blocks, const Activations& x,
             shared.rows[threadIdx.x] = open(first + (threadIdx.x < live ? threadIdx.x : 0), threadIdx.x);
         }
         if (threadIdx.x < GROUP_STAGES) {
-            shared.full[threadIdx.x].open(GROUP_PRODUCERS);
+            shared.full[threadIdx.x].open(2 * GROUP_PRODUCERS);
             shared.empty[threadIdx.x].open(GROUP_CONSUMERS);
         }
         __syncthreads();
@@ -442,6 +463,21 @@ __device__ __forceinline__ void group_products(u32 blocks, const Activations& x,
     }
 }
 
+// An output, without its row of y: null where there is none.
+struct OutputRow {
+    float* y;
+    const float* residual;  // as y, or null
+    float bias;
+    bool biased;
+
+    __device__ __forceinline__ OutputRow(float* y, const float* residual, const float* bias, u32 output, u32 outputs)
+        : y(output < outputs ? y + output : nullptr), residual(output < outputs && residual ? residual + output : nullptr),
+          bias(output < outputs && bias ? bias[output] : 0.0f), biased(bias) {}
+};
+
+// A column that holds nothing.
+#define NO_PLACE 0xffffffffffffffffull
+
 // Rows that a CTA has: `row_tiles` row tiles from some first on, of which it takes up to GROUP_TILES. The tensor cores want a
 // warpgroup whole: a warp without a tile works on the first one, for nothing.
 struct GroupRows {
@@ -450,19 +486,42 @@ struct GroupRows {
     __device__ __forceinline__ u32 existing(u32 tile) const { return tile < row_tiles ? tile : 0; }
     __device__ __forceinline__ bool active() const { return threadIdx.x / 128 * 2 < row_tiles; }
 
-    // Calls `store(row from the first tile's on, column, sum)` once for each of the sums of `live` columns.
-    template <int FORMAT, class Store>
-    __device__ __forceinline__ void store_sums(const GroupShared<FORMAT>& shared, u32 live, const Store& store) const {
-        const u32 lane = threadIdx.x % 32;
+    // The first of the two rows that this thread has, from the first tile's on; the second is 8 further.
+    __device__ __forceinline__ u32 own_row() const { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4; }
+
+    // Stores the sums of `live` columns, with bias and residual. `own`: this thread's two rows; `row_of(column)`: a column's row
+    // of y. Nothing here may wait more often than it must: no other CTA is there to work meanwhile.
+    template <int FORMAT, class RowOf>
+    __device__ __forceinline__ void store_sums(const GroupShared<FORMAT>& shared, u32 live, u32 outputs,
+                                               const OutputRow (&own)[2], const RowOf& row_of) const {
+        constexpr u32 EIGHTS = 4;
         if (threadIdx.x / 64 >= row_tiles) return;
-        const u32 row = threadIdx.x / 32 * 16 + lane / 4;
 #pragma unroll 1
-        for (u32 i = 0; 8 * i < live; ++i) {
-            const FourSums total = shared.totals[i][threadIdx.x];
+        for (u32 first = 0; 8 * first < live; first += EIGHTS) {
+            u64 places[EIGHTS][2];
+            float before[EIGHTS][4];
 #pragma unroll
-            for (int c = 0; c < 4; ++c) {
-                const u32 column = 8 * i + 2 * (lane % 4) + c % 2;
-                if (column < live) store(row + 8 * (c / 2), column, total.at[c] * GroupPost<FORMAT>::VALUE);
+            for (u32 i = 0; i < EIGHTS; ++i) {
+#pragma unroll
+                for (u32 c = 0; c < 4; ++c) {
+                    const u32 column = 8 * (first + i) + threadIdx.x % 4 * 2 + c % 2;
+                    const OutputRow& row = own[c / 2];
+                    if (c < 2) places[i][c] = column < live ? (u64)row_of(column) * outputs : NO_PLACE;
+                    before[i][c] = 0.0f;
+                    if (row.residual && places[i][c % 2] != NO_PLACE) before[i][c] = row.residual[places[i][c % 2]];
+                }
+            }
+#pragma unroll
+            for (u32 i = 0; i < EIGHTS; ++i) {
+                const FourSums total = shared.totals[first + i][threadIdx.x];
+#pragma unroll
+                for (u32 c = 0; c < 4; ++c) {
+                    const OutputRow& row = own[c / 2];
+                    float sum = total.at[c] * GroupPost<FORMAT>::VALUE;
+                    if (row.biased) sum += row.bias;
+                    if (row.residual) sum += before[i][c];
+                    if (row.y && places[i][c % 2] != NO_PLACE) row.y[places[i][c % 2]] = sum;
+                }
             }
         }
     }

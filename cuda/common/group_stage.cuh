@@ -20,11 +20,7 @@
 #define GROUP_PLACES 8
 #define GROUP_STAGES (GROUP_PLACES / GROUP_BLOCKS)
 static_assert(GROUP_PLACES <= 8, "the record of a super-block is taken out before the next one comes");
-// Blocks whose sums are copied at once, and places for them: those in use may be as old as the oldest place for blocks.
-#define SUM_BLOCKS 8
-#define SUM_PLACES 16
-static_assert(SUM_PLACES >= SUM_BLOCKS + GROUP_PLACES, "sums are left before others come");
-static_assert(GROUP_PRODUCERS == 128 && GROUP_BLOCKS == 2, "who copies what");
+static_assert(GROUP_PRODUCERS == GROUP_COLUMNS && GROUP_BLOCKS == 2, "who copies what");
 
 // [eight columns][half of the block][eight elements][column][byte]
 typedef u8 GroupCodes[GROUP_COLUMNS / 8][2][2][8][16];
@@ -60,10 +56,14 @@ struct alignas(16) GroupStage {
     u8 weight_scales[GROUP_TILES][GROUP_BLOCKS * B::SCALES];
 };
 
-// Of one block: scales, for formats with a minimum also both halves' sums of codes; columns as `sums_place` has them.
+// Of one block: scales, for formats with a minimum also the sum of codes, or of either half's where halves have scales of their
+// own; columns as `sums_place` has them.
 template <int FORMAT>
 struct GroupSums {
-    static constexpr u32 COUNT = Codec<FORMAT>::MINIMUM ? 3 : 1;
+    using C = Codec<FORMAT>;
+    static constexpr u32 COUNT = C::MINIMUM ? (C::HALVES ? 3 : 2) : 1;
+    // For blocks: those in use may be as old as the oldest place for blocks.
+    static constexpr u32 PLACES = COUNT == 3 ? 12 : 16;
     alignas(16) float at[COUNT][GROUP_COLUMNS];
 };
 
@@ -74,6 +74,18 @@ __device__ __forceinline__ u32 sums_place(u32 column) {
 
 struct alignas(16) FourSums {
     float at[4];
+};
+
+// What a warp multiplies a super-block's blocks with: of rows g and g + 8 of its half tile, the factors of the codes and then what
+// is added for the activations, of both halves of a block where these have scales of their own. Other formats have no such thing.
+template <int FORMAT>
+struct WarpScales {
+    using C = Codec<FORMAT>;
+    static constexpr u32 COUNT = (C::HALVES ? 2 : 1) * (C::MINIMUM ? 2 : 1);
+    struct alignas(16) Rows {
+        float at[COUNT][2];
+    };
+    Rows rows[C::SUPER ? 8 : 1][C::SUPER ? 8 : 1];  // [block][g]
 };
 
 // Where a row tile's planes begin.
@@ -88,14 +100,15 @@ template <int FORMAT>
 struct GroupShared {
     using B = TileBytes<FORMAT>;
     GroupStage<FORMAT> stages[GROUP_STAGES];
-    GroupSums<FORMAT> sums[SUM_PLACES];
-    // Of the super-block that begins next; a lane takes its own out as it begins.
+    GroupSums<FORMAT> sums[GroupSums<FORMAT>::PLACES];
+    WarpScales<FORMAT> scales[GROUP_CONSUMERS / 32];
+    // Of the super-block that begins next; warps take their own apart as it begins.
     alignas(16) u8 records[GROUP_TILES][B::RECORD];
     alignas(16) u8 supers[GROUP_TILES][B::SUPERS];
     // Each thread's own. Those of neighbouring columns are in different banks.
     FourSums totals[PIECES * 4][GROUP_CONSUMERS + 4];
     TilePlanes tiles[GROUP_TILES];
-    PhaseBarrier full[GROUP_STAGES];   // every producer's copies have ended, and those without one
+    PhaseBarrier full[GROUP_STAGES];   // every producer's copies have ended, and its stores, and copies that nobody makes
     PhaseBarrier empty[GROUP_STAGES];  // every thread that multiplies has left
     u32 rows[GROUP_COLUMNS];   // activation row of each column; dead columns name some row that exists
     u32 pairs[GROUP_COLUMNS];  // of experts' products
@@ -137,12 +150,11 @@ __device__ __forceinline__ void copy_records(u8 (&target)[GROUP_TILES][BYTES], c
 template <int STEPS>
 struct ProducerColumns {
     u32 codes[STEPS];  // where this lane's eighths begin, in units of 16 bytes
-    const u32* rows;
     u32 column;  // the first; the next are 16 further
     u32 eighth;
 
     __device__ __forceinline__ ProducerColumns(const u32* rows, u32 blocks)
-        : rows(rows), column(threadIdx.x / 32 % 4 * 4 + threadIdx.x % 32 / 8), eighth(threadIdx.x % 8) {
+        : column(threadIdx.x / 32 % 4 * 4 + threadIdx.x % 32 / 8), eighth(threadIdx.x % 8) {
 #pragma unroll
         for (int i = 0; i < STEPS; ++i) codes[i] = rows[16 * i + column] * blocks * (ACTIVATION_CODE_BYTES / 16) + eighth;
     }
@@ -158,35 +170,60 @@ struct ProducerColumns {
             copy_async(to + i * 2 * (u32)sizeof(GroupCodes) / (GROUP_COLUMNS / 8), from + (u64)codes[i] * 16, true);
         }
     }
+};
 
-    // The sums of SUM_BLOCKS blocks; of a column 32 bytes in a row.
-    template <int FORMAT>
-    __device__ __forceinline__ void copy_sums(GroupSums<FORMAT>* places, const ActivationSums* sums, u32 block,
-                                              u32 blocks) const {
-        const u32 stride = sums_stride(blocks);
-        const float* from = (const float*)sums + block + eighth;
-        GroupSums<FORMAT>& place = places[(block + eighth) % SUM_PLACES];
-#pragma unroll 2
-        for (int i = 0; i < STEPS; ++i) {
-            const float* row = from + (u64)(rows[16 * i + column] * 4) * stride;
+// A producer's column once more: it brings its sums by way of registers, for copies as small as these would keep the producers
+// from all others.
+template <int FORMAT>
+struct ProducerSums {
+    static constexpr u32 COUNT = GroupSums<FORMAT>::COUNT;
+    // Blocks at a time: few where registers are.
+    static constexpr u32 BLOCKS = COUNT == 1 ? 4 : 2;
+    static constexpr u32 PLACES = GroupSums<FORMAT>::PLACES;
+    static_assert(PLACES >= BLOCKS + GROUP_PLACES, "sums are left before others come");
+    struct alignas(4 * BLOCKS) Blocks {
+        float at[BLOCKS];
+    };
+    const float* from;  // of the blocks that come next
+    u32 stride;
+    Blocks next[COUNT];
+
+    __device__ __forceinline__ ProducerSums(const Activations& x, const u32* rows, u32 blocks)
+        : from((const float*)x.sums), stride(sums_stride(blocks)) {
+        from += (u64)rows[threadIdx.x % GROUP_COLUMNS] * 4 * stride;
+        fetch();
+    }
+
+    __device__ __forceinline__ void fetch() {
 #pragma unroll
-            for (u32 s = 0; s < GroupSums<FORMAT>::COUNT; ++s) {
-                copy_bytes_async<4>(&place.at[s][sums_place(16 * i + column)], row + s * stride);
-            }
+        for (u32 s = 0; s < COUNT; ++s) {
+            const u32 plane = COUNT == 3 && s > 0 ? s + 1 : s;
+            next[s] = *(const Blocks*)(from + plane * stride);
         }
+        from += BLOCKS;
+    }
+
+    // Those of BLOCKS blocks from `block` on go to their places, the next ones are asked for.
+    __device__ __forceinline__ void bring(GroupSums<FORMAT>* places, u32 block, u32 blocks) {
+        const u32 column = sums_place(threadIdx.x % GROUP_COLUMNS);
+#pragma unroll
+        for (u32 i = 0; i < BLOCKS; ++i) {
+#pragma unroll
+            for (u32 s = 0; s < COUNT; ++s) places[(block + i) % PLACES].at[s][column] = next[s].at[i];
+        }
+        if (block + BLOCKS < blocks) fetch();
     }
 };
-static_assert(SUM_BLOCKS == 8, "an eighth is a block");
 
 // What the copying warpgroup does for one product of `blocks` blocks and LIVE pieces of columns: stage after stage, as places
-// become free. The level-2 cache answers requests for lines, however little of them is asked for: all copies are of whole ones,
-// or of a sector.
+// become free. The level-2 cache answers requests for lines, however little of them is asked for: all copies are of whole ones.
 template <int FORMAT, int LIVE>
 __device__ __forceinline__ void produce(u32 blocks, const Activations& x, GroupShared<FORMAT>& shared) {
     using C = Codec<FORMAT>;
     using S = Strides<FORMAT>;
     using B = TileBytes<FORMAT>;
     const ProducerColumns<2 * LIVE> columns(shared.rows, blocks);
+    ProducerSums<FORMAT> sums(x, shared.rows, blocks);
     const u32 warp = threadIdx.x / 32 % 4;
     const u8* codes = x.codes;
     u32 place = 0;
@@ -210,8 +247,9 @@ __device__ __forceinline__ void produce(u32 blocks, const Activations& x, GroupS
         }
         columns.copy_codes(stage, codes, count);
         codes += GROUP_BLOCKS * ACTIVATION_CODE_BYTES;
-        if (block % SUM_BLOCKS == 0) columns.copy_sums(shared.sums, x.sums, block, blocks);
+        if (block % sums.BLOCKS == 0) sums.bring(shared.sums, block, blocks);
         full.arrive_behind_copies();
+        full.arrive();
         if (++place == GROUP_STAGES) {
             place = 0;
             parity ^= 1;

@@ -62,31 +62,30 @@ __device__ __forceinline__ void quantize_block(const Floats4& x, u32 part, bool 
     if (part == 0) record.store({scale, scale * (float)sum, scale * (float)other_half, 64 * (sum + other_half)});
 }
 
-// A whole block by one thread, for warpgroups; the bits are those of quantize_block. `magnitude`: the bits of its largest without
-// sign; `element(i)`.
-template <class Element>
-__device__ __forceinline__ void quantize_alone(u32 magnitude, const Element& element, const RecordPlace& record) {
-    const float largest = activation_largest(magnitude);
+// A block by two lanes, 16 apart, for warpgroups; the bits are those of quantize_block. `y`: elements 8 upper .. 8 upper + 7 of
+// either half of the block, `magnitude`: the bits of their largest without sign. All lanes of the warp call it. Lanes whose
+// `live` is false store nothing, one of the two that `keeps` stores the sums.
+__device__ __forceinline__ void quantize_by_two(const float (&y)[16], u32 magnitude, u32 upper, bool live, bool keeps,
+                                                const RecordPlace& record) {
+    const u32 other = __shfl_xor_sync(0xffffffffu, magnitude, 16);
+    const float largest = activation_largest(other > magnitude ? other : magnitude);
     const float scale = largest / ACTIVATION_LARGEST;
     const float inverse = ACTIVATION_LARGEST / largest;
     i32 halves[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
+        i32 codes_of[8];
         halves[half] = 0;
-        u32 words[8];
 #pragma unroll
-        for (int t = 0; t < 4; ++t) {
-            i32 codes_of[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                codes_of[i] = __float2int_rn(element(16 * half + 4 * t + i) * inverse);
-                halves[half] += codes_of[i];
-            }
-            words[t] = halves_of(codes_of[0], codes_of[1]);
-            words[4 + t] = halves_of(codes_of[2], codes_of[3]);
+        for (int i = 0; i < 8; ++i) {
+            codes_of[i] = __float2int_rn(y[8 * half + i] * inverse);
+            halves[half] += codes_of[i];
         }
-        ((Words4*)record.codes)[2 * half] = {words[0], words[1], words[2], words[3]};
-        ((Words4*)record.codes)[2 * half + 1] = {words[4], words[5], words[6], words[7]};
+        halves[half] += __shfl_xor_sync(0xffffffffu, halves[half], 16);
+        if (!live) continue;
+        Words2* codes = (Words2*)record.codes + 4 * half + upper;
+        codes[0] = {halves_of(codes_of[0], codes_of[1]), halves_of(codes_of[4], codes_of[5])};
+        codes[2] = {halves_of(codes_of[2], codes_of[3]), halves_of(codes_of[6], codes_of[7])};
     }
-    record.store({scale, scale * (float)halves[0], scale * (float)halves[1], 64 * (halves[0] + halves[1])});
+    if (live && keeps) record.store({scale, scale * (float)halves[0], scale * (float)halves[1], 64 * (halves[0] + halves[1])});
 }

@@ -124,13 +124,6 @@ __device__ __forceinline__ void claim_registers() {
 // What was copied to shared memory, and is seen by this thread, is there for the products that follow.
 __device__ __forceinline__ void publish_operands() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Copies 4, 8 or 16 bytes to shared memory behind the caller's back.
-template <int BYTES>
-__device__ __forceinline__ void copy_bytes_async(void* shared, const void* source) {
-    const u32 target = (u32)__cvta_generic_to_shared(shared);
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(target), "l"(source), "n"(BYTES) : "memory");
-}
-
 // A barrier in shared memory: phases 0, 1, 0.. end when `count` threads have arrived.
 struct alignas(8) PhaseBarrier {
     u64 state;

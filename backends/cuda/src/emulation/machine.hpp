@@ -460,8 +460,6 @@ inline void release_registers() {}
 template <int REGISTERS>
 inline void claim_registers() {}
 inline void publish_operands() {}
-template <int BYTES>
-inline void copy_bytes_async(void* shared, const void* source) { memcpy(shared, source, BYTES); }
 
 struct alignas(8) PhaseBarrier {
     u16 count, missing;

@@ -31,8 +31,8 @@ pub(super) const SUMS_ALIGNMENT: usize = 8;
 /// Stages in shared memory, and blocks of each.
 const STAGES: u32 = 4;
 const BLOCKS: u32 = 2;
-/// Blocks whose sums have places.
-const SUM_PLACES: u32 = 16;
+/// Warps that multiply.
+const WARPS: u32 = 12;
 /// The capability they are for.
 const CAPABILITY: u32 = 90;
 /// Products of one launch.
@@ -122,16 +122,28 @@ const fn shared_bytes(dtype: DType) -> u32 {
         _ => 64,
     };
     let record = if supers { 512 } else { 16 };
+    let scales_of_warp = match dtype {
+        DType::Q2_K => 8 * 8 * 32,
+        _ if supers => 8 * 8 * 16,
+        _ => 16,
+    };
     let super_scales = match dtype {
         DType::Q2_K => 128,
         DType::Q6_K => 64,
         _ => 16,
     };
-    let sums = if minimum { 3 } else { 1 } * COLUMNS * size_of::<f32>() as u32;
+    // Of places for blocks and planes.
+    let sums = match dtype {
+        DType::Q2_K => 12 * 3,
+        _ if minimum => 16 * 2,
+        _ => 16,
+    };
+    let sums = sums * COLUMNS * size_of::<f32>() as u32;
     let block = COLUMNS * CODE_BYTES as u32 + 64 + TILES * (codes + high + scales);
     // A sum for each output, four addresses for each tile, two barriers for each stage, two words for each column.
     STAGES * BLOCKS * block
-        + SUM_PLACES * sums
+        + sums
+        + WARPS * scales_of_warp
         + TILES * (record + super_scales)
         + (TILES * 32 * COLUMNS + COLUMNS / 8 * 16) * size_of::<f32>() as u32
         + TILES * 4 * 8
