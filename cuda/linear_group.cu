@@ -33,7 +33,7 @@ __device__ __forceinline__ ColumnGroups columns_of(u32 columns, u32 first, u32 p
 }
 
 KERNEL(LINEAR_GROUP, LinearGroupArgs, GROUP_THREADS, 1) {
-    DYNAMIC_SHARED(u8, memory);
+    DYNAMIC_SHARED(GroupMemory, memory);
     GroupShared<WEIGHT_FORMAT>& shared = *(GroupShared<WEIGHT_FORMAT>*)memory;
     wait_for_previous_kernel();
     allow_next_kernel();
@@ -64,7 +64,7 @@ struct LinearGroupGatedArgs {
 };
 
 KERNEL(LINEAR_GROUP_GATED, LinearGroupGatedArgs, GROUP_THREADS, 1) {
-    DYNAMIC_SHARED(u8, memory);
+    DYNAMIC_SHARED(GroupMemory, memory);
     GroupShared<WEIGHT_FORMAT>& shared = *(GroupShared<WEIGHT_FORMAT>*)memory;
     wait_for_previous_kernel();
     allow_next_kernel();

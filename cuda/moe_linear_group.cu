@@ -25,7 +25,7 @@ __device__ __forceinline__ u32 open_pair(GroupShared<FORMAT>& shared, const Rout
 }
 
 KERNEL(MOE_LINEAR_GROUP, MoeLinearArgs, GROUP_THREADS, 1) {
-    DYNAMIC_SHARED(u8, memory);
+    DYNAMIC_SHARED(GroupMemory, memory);
     GroupShared<WEIGHT_FORMAT>& shared = *(GroupShared<WEIGHT_FORMAT>*)memory;
     wait_for_previous_kernel();
     allow_next_kernel();
@@ -54,7 +54,7 @@ struct MoeLinearGroupGatedArgs {
 };
 
 KERNEL(MOE_LINEAR_GROUP_GATED, MoeLinearGroupGatedArgs, GROUP_THREADS, 1) {
-    DYNAMIC_SHARED(u8, memory);
+    DYNAMIC_SHARED(GroupMemory, memory);
     GroupShared<WEIGHT_FORMAT>& shared = *(GroupShared<WEIGHT_FORMAT>*)memory;
     wait_for_previous_kernel();
     allow_next_kernel();

@@ -36,11 +36,11 @@ struct GatedRows {
     // A CTA's records, before they go where they belong; columns are in different banks.
     typedef u8 Made[GROUP_COLUMNS][TILES * ACTIVATION_CODE_BYTES + 16];
 
-    // They take the place of the stages.
+    // They take the place of the activations.
     template <int FORMAT>
     __device__ __forceinline__ static Made& made(GroupShared<FORMAT>& shared) {
-        static_assert(sizeof(Made) <= sizeof(shared.stages), "there is room");
-        return *(Made*)shared.stages;
+        static_assert(sizeof(Made) <= sizeof(shared.codes), "there is room");
+        return *(Made*)shared.codes;
     }
 
     // swiglu of the sums, as activation records: a row tile is a block. Two lanes, 16 apart, make the records of two columns, 16

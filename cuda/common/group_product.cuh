@@ -263,7 +263,7 @@ __device__ __forceinline__ void add_sums(const float (&sums)[N], const HalfScale
 // Begins the products of all columns with both halves of a block, or with half `part` where each has scales of its own.
 template <int FORMAT, int N>
 __device__ __forceinline__ void begin_products(float (&sums)[N], const u32 (&a)[2][4], int part, u32 operand) {
-    constexpr u32 HALF = OPERAND_STRIDE / 2 / 16;
+    constexpr u32 HALF = 2;
     if constexpr (Codec<FORMAT>::HALVES) {
         products_add<false>(sums, a[part], operand + part * HALF);
     } else {
@@ -292,7 +292,7 @@ struct Fragments {
                                           const HalfTables& tables, u32 m) {
         const GroupStage<FORMAT>& stage = shared.stages[place / GROUP_BLOCKS];
         const u32 b = place % GROUP_BLOCKS;
-        operand = shared_operand(stage.codes[b].at);
+        operand = shared_operand(shared.codes[place / GROUP_BLOCKS]) + b * (ACTIVATION_CODE_BYTES / 16);
         const TileCodes codes = load_half(stage, b, places);
         if constexpr (!Codec<FORMAT>::SUPER) record = load_half_scales(stage, b, places);
         if constexpr (FORMAT == FORMAT_MXFP4) folded.fold(record.row.x);

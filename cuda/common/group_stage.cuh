@@ -22,8 +22,13 @@
 static_assert(GROUP_PLACES <= 8, "the record of a super-block is taken out before the next one comes");
 static_assert(GROUP_PRODUCERS == GROUP_COLUMNS && GROUP_BLOCKS == 2, "who copies what");
 
-// [eight columns][half of the block][eight elements][column][byte]
-typedef u8 GroupCodes[GROUP_COLUMNS / 8][2][2][8][16];
+// Of a stage's two blocks: [column][sixteen bytes, swizzled][byte], as the tensor cores take it.
+typedef u8 GroupCodes[GROUP_COLUMNS][8][16];
+
+// What shared memory begins with has places for these.
+struct alignas(1024) GroupMemory {
+    u8 bytes[1024];
+};
 
 // Bytes of a row tile's planes in a block, and of a super-block's record; 16 where the format has none.
 template <int FORMAT>
@@ -39,17 +44,9 @@ struct TileBytes {
     static constexpr u32 SUPERS = HAS_SUPERS ? S::SUPERS : 16;
 };
 
-// A block's codes. A copy of both blocks of a stage writes 64 bytes of each at once: their places differ by 64 bytes in 128, so
-// that they are in different banks.
-struct BlockCodes {
-    GroupCodes at;
-    u8 padding[64];
-};
-
 template <int FORMAT>
 struct alignas(16) GroupStage {
     using B = TileBytes<FORMAT>;
-    BlockCodes codes[GROUP_BLOCKS];
     // A tile's blocks one behind the other, as they lie in memory.
     u8 weight_codes[GROUP_TILES][GROUP_BLOCKS * B::CODES];
     u8 weight_high[GROUP_TILES][GROUP_BLOCKS * B::HIGH];
@@ -99,6 +96,7 @@ struct TilePlanes {
 template <int FORMAT>
 struct GroupShared {
     using B = TileBytes<FORMAT>;
+    GroupCodes codes[GROUP_STAGES];  // of activations
     GroupStage<FORMAT> stages[GROUP_STAGES];
     GroupSums<FORMAT> sums[GroupSums<FORMAT>::PLACES];
     WarpScales<FORMAT> scales[GROUP_CONSUMERS / 32];
@@ -159,16 +157,13 @@ struct ProducerColumns {
         for (int i = 0; i < STEPS; ++i) codes[i] = rows[16 * i + column] * blocks * (ACTIVATION_CODE_BYTES / 16) + eighth;
     }
 
-    // The codes of a stage's blocks from `from` on: of a column 128 bytes in a row, which are fetched once.
-    template <int FORMAT>
-    __device__ __forceinline__ void copy_codes(GroupStage<FORMAT>& stage, const u8* from, u32 count) const {
-        const u32 b = eighth / 4;
-        if (b >= count) return;
-        u8* to = stage.codes[b].at[column / 8][eighth % 4 / 2][eighth % 2][column % 8];
+    // The codes of `count` blocks from `from` on: of a column up to 128 bytes in a row. They stay in a row, or the level-2 cache
+    // would be asked for each sixteen of them.
+    __device__ __forceinline__ void copy_codes(GroupCodes& stage, const u8* from, u32 count) const {
+        if (eighth / 4 >= count) return;
+        u8* to = stage[column][eighth ^ column % 8];
 #pragma unroll
-        for (int i = 0; i < STEPS; ++i) {
-            copy_async(to + i * 2 * (u32)sizeof(GroupCodes) / (GROUP_COLUMNS / 8), from + (u64)codes[i] * 16, true);
-        }
+        for (int i = 0; i < STEPS; ++i) copy_async(to + i * 16 * OPERAND_STRIDE, from + (u64)codes[i] * 16, true);
     }
 };
 
@@ -245,7 +240,7 @@ __device__ __forceinline__ void produce(u32 blocks, const Activations& x, GroupS
             copy_records(shared.records, shared.tiles, &TilePlanes::scales, block / 8);
             if constexpr (B::HAS_SUPERS) copy_records(shared.supers, shared.tiles, &TilePlanes::supers, block / 8);
         }
-        columns.copy_codes(stage, codes, count);
+        columns.copy_codes(shared.codes[place], codes, count);
         codes += GROUP_BLOCKS * ACTIVATION_CODE_BYTES;
         if (block % sums.BLOCKS == 0) sums.bring(shared.sums, block, blocks);
         full.arrive_behind_copies();

@@ -1,26 +1,27 @@
 // Tensor-core products of a warpgroup (four warps) on 9.0a and barriers in shared memory, as inline PTX.
 //
 // A: 64 rows x 16 of binary16, 16 rows from each warp's registers as mma.cuh has them; B: 32, 64, 96 or 128 columns x 16 in
-// shared memory as core matrices of 8 columns x 8: [column / 8][k / 8][column % 8][k % 8], the next eight columns
-// OPERAND_STRIDE bytes further. The sums come as those of mma's, side by side: [4n + c] is c of columns 8n..
+// shared memory: 128 bytes of each column, one column behind the other from a multiple of 1,024 on, their sixteen bytes j at
+// place j ^ (column % 8). So what lies in a row in memory may be copied in a row. The sums come as those of mma's, side by side:
+// [4n + c] is c of columns 8n..
 #pragma once
 #include "common/mma.cuh"
 
-// From eight columns to the next.
-#define OPERAND_STRIDE 512
+// Bytes of a column.
+#define OPERAND_STRIDE 128
 
 #ifndef HOST_EMULATION
-// Operand B for the tensor cores: the half of its descriptor that holds the address and the distance of core matrices along k,
-// in units of 16 bytes.
-__device__ __forceinline__ u32 shared_operand(const void* shared) {
-    return ((u32)__cvta_generic_to_shared(shared) >> 4) + (128 / 16 << 16);
-}
+// Operand B for the tensor cores: the half of its descriptor that holds the address, in units of 16 bytes; the next 16 of a
+// column's binary16 are two units further.
+__device__ __forceinline__ u32 shared_operand(const void* shared) { return (u32)__cvta_generic_to_shared(shared) >> 4; }
+
+// The other half: eight columns are that far from the next eight, in units of 16 bytes, and swizzled by 128 bytes.
+#define OPERAND_LAYOUT (8 * OPERAND_STRIDE / 16 + (1 << 30))
 
 // What this thread has written to registers is there for the products that follow.
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
-// d = A B, or d += A B with KEEP, begun. The other half of the descriptor: distance of core matrices along
-// columns; no swizzle.
+// d = A B, or d += A B with KEEP, begun.
 template <bool KEEP>
 __device__ __forceinline__ void products_add(float (&d)[16], const u32* a, u32 b) {
     asm volatile(
@@ -30,7 +31,7 @@ __device__ __forceinline__ void products_add(float (&d)[16], const u32* a, u32 b
         "}, {%16,%17,%18,%19}, operand, keep, 1, 1, 0;}"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
           "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(OPERAND_STRIDE / 16), "n"(KEEP));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(OPERAND_LAYOUT), "n"(KEEP));
 }
 
 template <bool KEEP>
@@ -45,7 +46,7 @@ __device__ __forceinline__ void products_add(float (&d)[32], const u32* a, u32 b
           "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]),
           "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]),
           "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(OPERAND_STRIDE / 16), "n"(KEEP));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(OPERAND_LAYOUT), "n"(KEEP));
 }
 
 template <bool KEEP>
@@ -62,7 +63,7 @@ __device__ __forceinline__ void products_add(float (&d)[48], const u32* a, u32 b
           "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),
           "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]),
           "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(OPERAND_STRIDE / 16), "n"(KEEP));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(OPERAND_LAYOUT), "n"(KEEP));
 }
 
 template <bool KEEP>
@@ -82,7 +83,7 @@ __device__ __forceinline__ void products_add(float (&d)[64], const u32* a, u32 b
           "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]),
           "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
           "+f"(d[63])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(OPERAND_STRIDE / 16), "n"(KEEP));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(OPERAND_LAYOUT), "n"(KEEP));
 }
 
 // Closes the group of products begun since the last call.

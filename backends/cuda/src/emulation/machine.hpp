@@ -202,7 +202,7 @@ inline const char* run(void (*kernel)(const void*), const void* args, const u32*
 #define __noinline__
 #define __restrict__
 #define __shared__ static
-#define DYNAMIC_SHARED(T, name) alignas(16) static T name[(227 << 10) / sizeof(T)]
+#define DYNAMIC_SHARED(T, name) alignas(16) alignas(T) static T name[(227 << 10) / sizeof(T)]
 #define __constant__ static const
 #define threadIdx (machine::current->index)
 #define blockIdx (machine::block_index)
@@ -421,7 +421,7 @@ inline void commit_copies() {}
 template <int PENDING>
 inline void wait_copies() {}
 
-#define OPERAND_STRIDE 512  // as cuda/common/warpgroup.cuh has it
+#define OPERAND_STRIDE 128  // as cuda/common/warpgroup.cuh has it
 
 // Products of warpgroups: each warp has its own rows, so that they are warps' products. Operands are addresses in units of 16
 // bytes, which 32 bits hold because shared memory is the library's own: `shared_operand` counts from a fixed place.
@@ -439,7 +439,10 @@ inline void products_add(float (&d)[N], const u32* a, u32 b) {
         float sums[4];
         u32 words[2];
         for (u32 c = 0; c < 4; ++c) sums[c] = KEEP ? d[4 * n + c] : 0.0f;
-        for (u32 half = 0; half < 2; ++half) memcpy(&words[half], operand + n * OPERAND_STRIDE + half * 128 + g * 16 + 4 * t, 4);
+        for (u32 half = 0; half < 2; ++half) {
+            const intptr_t address = (intptr_t)operand + (8 * n + g) * OPERAND_STRIDE + half * 16;
+            memcpy(&words[half], (const u8*)(address ^ (address >> 7 & 7) << 4) + 4 * t, 4);
+        }
         mma_f16_k16(sums, rows, words[0], words[1]);
         for (u32 c = 0; c < 4; ++c) d[4 * n + c] = sums[c];
     }

@@ -7,7 +7,7 @@
 use bytemuck::{Pod, Zeroable};
 use worker_orcd_core::{BackendError, DType, Op, RowSet, SwiGluKind, ValueId, WeightSpec};
 
-use super::linear::{self, ActivationArgs, CODE_BYTES, format_unit_of, kernel_name, product_shape};
+use super::linear::{self, ActivationArgs, CODE_BYTES, format_unit_of, kernel_name};
 use super::moe::{self, MoeLinearArgs, RoutingArgs};
 use super::single::gate_args;
 use super::{DeviceWeight, Lowering, Rule, output};
@@ -139,7 +139,7 @@ const fn shared_bytes(dtype: DType) -> u32 {
         _ => 16,
     };
     let sums = sums * COLUMNS * size_of::<f32>() as u32;
-    let block = COLUMNS * CODE_BYTES as u32 + 64 + TILES * (codes + high + scales);
+    let block = COLUMNS * CODE_BYTES as u32 + TILES * (codes + high + scales);
     // A sum for each output, four addresses for each tile, two barriers for each stage, two words for each column.
     STAGES * BLOCKS * block
         + sums
@@ -163,13 +163,6 @@ fn columns_of(row_groups: u32, most: u32, multiprocessors: u32) -> u32 {
         .map(|pieces| pieces * PIECE_COLUMNS)
         .min_by_key(|&columns| time(columns))
         .unwrap_or(COLUMNS)
-}
-
-/// Whether these kernels multiply `rows` rows with a weight faster than the others: the scales of super-blocks take so many
-/// registers that sweeps win where they fill the device.
-pub(super) fn takes(weight: &DeviceWeight, rows: u32, multiprocessors: u32) -> bool {
-    let supers = weight.spec.dtype.block_elements() == 256;
-    !supers || product_shape(weight.layout.row_tiles(), rows, multiprocessors).0 != "sweep"
 }
 
 fn launch<A: Pod>(label: &str, op: &str, shape: &str, dtype: DType, grid: [u32; 3], args: &A) -> Launch {

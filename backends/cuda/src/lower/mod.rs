@@ -418,21 +418,10 @@ impl<'a> Lowering<'a> {
         if self.codes_of_groups(x) { 1 + u32::from(readers.any(least)) } else { 0 }
     }
 
-    /// Whether the activation records of `x` are laid out as the kernels of warpgroups take them: all its readers are
-    /// products that these kernels are for.
+    /// Whether the activation records of `x` are laid out as the kernels of warpgroups take them: they do all its products.
     pub(crate) fn codes_of_groups(&self, x: ValueId) -> bool {
-        let rows = self.max_rows(self.rows(x));
-        let traits = self.target.traits;
-        let takes = |node: &Node| match node.op {
-            Op::Linear { weight, .. } | Op::MoeLinear { weight, .. } => {
-                let weight = self.target.weights.get(weight.0 as usize);
-                weight.is_none_or(|weight| group::takes(weight, rows, traits.multiprocessors))
-            }
-            _ => true,
-        };
-        traits.arch.has_warpgroup_products()
-            && rows > group::LEAST_COLUMNS
-            && self.program.nodes().iter().filter(|node| node.op.reads().contains(&x)).all(takes)
+        self.target.traits.arch.has_warpgroup_products()
+            && self.max_rows(self.rows(x)) > group::LEAST_COLUMNS
     }
 
     /// Blocks of a row of `x` as the products that read it take it: one row may hold several of theirs.
