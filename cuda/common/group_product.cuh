@@ -2,11 +2,11 @@
 //
 // A CTA takes 192 rows and 128 columns. Three warpgroups multiply, 16 rows a warp; a fourth copies weights and activations to
 // shared memory, stages ahead, so that nobody who multiplies computes an address or waits for memory. Activations lie there as
-// binary16 in the order of the tensor cores; every warp takes its rows' codes apart in registers, those of the next block while
-// products run. Sums over finished slices wait in shared memory. Nothing of the loop may be spilled: beside so much shared memory
-// no first-level cache is left that would hold it.
-// Bound by the level-2 cache, which is asked for 12 KB a block, and by issue: 190 instructions a warp and block, of which 64
-// (MXFP4) or 128 scale.
+// binary16 in the order of the tensor cores; every warp takes its rows' codes apart in registers, a block ahead. Sums over
+// finished slices wait in shared memory. Nothing of the loop may be spilled: beside so much shared memory no first-level cache is
+// left that would hold it.
+// Bound by issue, 180 (MXFP4) to 290 (Q4_K) instructions a warp and block, of which 64 to 192 scale, and by the reads of columns'
+// scales from shared memory: each lane needs 32 of a block, or 64 where weights have a minimum.
 //
 // The numbers, and the order they are added in, are tile.cuh's.
 #pragma once
@@ -110,21 +110,22 @@ struct FoldedScales {
     }
 };
 
-// The upper bytes of E2M1 as binary16 (the lower ones are zero), less their last bit, which is zero too: of codes 0 to 3 with
-// and without sign.
+// The upper bytes of E2M1 as binary16 (the lower ones are zero): of codes 0 to 3 without sign, and with it, less their last bit,
+// which is zero too.
 struct HalfTables {
     u32 plain;
     u32 negative;
 
     __device__ __forceinline__ HalfTables() {
-        plain = kept(0x1f1e1c00u);
-        negative = kept(0x5f5e5c40u);
+        // A bit that no thread's number has: or the assembler would keep them elsewhere and bring them for every block.
+        const u32 none = __shfl_sync(0xffffffffu, threadIdx.x, threadIdx.x % 32) & 0x80000000u;
+        plain = 0x3e3c3800u | none;
+        negative = 0x5f5e5c40u | none;
     }
 
     // Four codes (the low 16 bits of `codes`). Each table yields zero for codes whose sign it does not have.
     __device__ __forceinline__ void decode(u32 codes, u32 flipped, u32& first, u32& second) const {
-        const u32 seven = permute_bytes(plain, 0x23222120u, codes) | permute_bytes(negative, 0x63626160u, flipped);
-        const u32 upper = seven << 1;
+        const u32 upper = permute_bytes(plain, 0x46444240u, codes) + 2 * permute_bytes(negative, 0x63626160u, flipped);
         first = permute_bytes(upper, 0, 0x1404);
         second = permute_bytes(upper, 0, 0x3424);
     }

@@ -420,8 +420,7 @@ impl<'a> Lowering<'a> {
 
     /// Whether the activation records of `x` are laid out as the kernels of warpgroups take them: they do all its products.
     pub(crate) fn codes_of_groups(&self, x: ValueId) -> bool {
-        self.target.traits.arch.has_warpgroup_products()
-            && self.max_rows(self.rows(x)) > group::LEAST_COLUMNS
+        self.target.traits.arch.has_warpgroup_products() && self.max_rows(self.rows(x)) > group::LEAST_COLUMNS
     }
 
     /// Blocks of a row of `x` as the products that read it take it: one row may hold several of theirs.
