@@ -73,8 +73,8 @@ struct alignas(16) FourSums {
     float at[4];
 };
 
-// What a warp multiplies a super-block's blocks with: of rows g and g + 8 of its half tile, the factors of the codes and then what
-// is added for the activations, of both halves of a block where these have scales of their own. Other formats have no such thing.
+// What a warp multiplies a super-block's blocks with: of rows g and g + 8 of its half tile the factors of the codes, then what is
+// added for the activations, of both halves of a block where these have scales of their own. Other formats have no such thing.
 template <int FORMAT>
 struct WarpScales {
     using C = Codec<FORMAT>;
