@@ -46,7 +46,8 @@ pub use summary::{DeviceSummary, enumerate};
 /// Products with quantised weights take activations as 12-bit integers with one scale per 32 elements, which are exact to
 /// 2^-12 of a block's largest element: some 1e-7 of a row's square (half a step of 1 / 2047 of the largest, over sqrt(3),
 /// squared; the largest of 32 is a few times their root mean square), nine times that where one spike is all a block's scale
-/// is for, and more of a lone output that is a small difference of large sums. Two layers of a block, seven products each that read what the ones before them rounded, make 5e-6 of it.
+/// is for, and more of a lone output that is a small difference of large sums. Two layers of a block, seven products each
+/// that read what the ones before them rounded, make 5e-6 of it.
 /// Attention adds its probabilities in two 16-bit halves.
 pub fn least_nmse(stem: &str) -> f64 {
     match stem {
